@@ -1,0 +1,344 @@
+"""From a recipe to built parts: the only file that knows the order of wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import evolve, frozen
+from torch import nn
+
+from reidcore.builtin.modules.transforms import Resize
+from reidcore.data import Loader
+from reidcore.errors import ContractError, DataError, ReidError, RunError
+from reidcore.kinds import Logger, Loss
+from reidcore.loop import Losses, Run
+from reidcore.model import Model
+from reidcore.options import EvaluationOptions, InputOptions
+from reidcore.recipe import Loaded, Recipe
+from reidcore.retrieval import coverage
+from reidcore.retrieval.extract import extract
+from reidcore.retrieval.evaluation import Result, evaluate
+from reidcore.retrieval.postprocess import check_chain
+from reidcore.types import UNKNOWN, Features, Parts, Sample, Splits, Stream, World
+
+
+@frozen(eq=False)
+class Test:
+    """One test set, read: its label, its protocol, and what is done to its distances."""
+
+    __test__ = False
+
+    label: str
+    splits: Splits
+    protocol: str
+    postprocess: Sequence[Any]
+    source: object
+    """Tests with an equal `source` share their features."""
+
+    def coverage_note(self) -> str:
+        """Return why some queries have no match, or an empty text. Raises DataError when none has one."""
+        columns = [
+            [getattr(sample, name) for sample in part]
+            for part in (self.splits.query, self.splits.gallery)
+            for name in ("identity", "camera")
+        ]
+        found = coverage(*columns, self.protocol)
+        if not found.queries:
+            raise DataError(f"test set '{self.label}' has no query images")
+        if not found.covered:
+            raise DataError(f"test set '{self.label}': {found.describe()}")
+        note = found.describe()
+        return f"test set '{self.label}': {note}" if note else ""
+
+
+@frozen(eq=False)
+class Data:
+    """All images of an experiment, read and labelled."""
+
+    train: Stream
+    classes: int
+    tests: tuple[Test, ...]
+    holdout: Test | None
+
+
+def read_data(loaded: Loaded, train: bool = True) -> Data:
+    """Read the lists of the recipe's data sets; without `train` only those of the tests.
+
+    Raises DataError when something is missing.
+    """
+    recipe = loaded.recipe
+    built: dict[object, Splits] = {}
+
+    def read(dataset: Any) -> Splits:
+        if dataset not in built:
+            built[dataset] = dataset.build()
+        return built[dataset]
+
+    samples: list[Sample] = []
+    if train:
+        sources = [entry for entry in recipe.train if entry.role == "source"]
+        samples = _combine([read(entry.dataset).train for entry in sources])
+        if not samples:
+            raise DataError("the [[train]] data sets hold no training images")
+    tests = tuple(
+        Test(
+            label=loaded.label(position),
+            splits=read(test.dataset),
+            protocol="all-cameras" if test.cameras == "ignore" else test.protocol,
+            postprocess=tuple(part.build() for part in test.postprocess),
+            source=test.dataset,
+        )
+        for position, test in enumerate(recipe.test)
+    )
+    holdout = None
+    if train and recipe.evaluation.holdout:
+        samples, holdout = _hold_out(samples, recipe.evaluation.holdout, recipe.run.seed)
+    identities, labels = np.unique([sample.identity for sample in samples], return_inverse=True)
+    return Data(Stream(samples, labels), len(identities), tests, holdout)
+
+
+def _combine(sets: Sequence[Sequence[Sample]]) -> list[Sample]:
+    """Join training sets: the same number in two sets is two identities, and two cameras."""
+    if len(sets) == 1:
+        return list(sets[0])
+    joined: list[Sample] = []
+    identities = cameras = 0
+    for samples in sets:
+        joined += [
+            evolve(
+                sample,
+                identity=sample.identity + identities,
+                camera=UNKNOWN if sample.camera == UNKNOWN else sample.camera + cameras,
+            )
+            for sample in samples
+        ]
+        identities = 1 + max((sample.identity for sample in joined), default=-1)
+        cameras = 1 + max((sample.camera for sample in joined), default=-1)
+    return joined
+
+
+def _hold_out(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], Test]:
+    """Take a share of the identities out of the training images, as a test to choose the best epoch by.
+
+    Every held-out image is in the gallery, and the first of each identity and camera is a query too.
+    """
+    identities = sorted({sample.identity for sample in samples})
+    count = max(1, round(share * len(identities)))
+    held = set(np.random.default_rng(seed).choice(identities, count, replace=False).tolist())
+    kept = [sample for sample in samples if sample.identity not in held]
+    gallery = [sample for sample in samples if sample.identity in held]
+    query = {(sample.identity, sample.camera): sample for sample in reversed(gallery)}
+    cameras = {sample.camera for sample in gallery}
+    protocol = "cross-camera" if len(cameras) > 1 else "all-cameras"
+    test = Test("holdout", Splits((), tuple(query.values())[::-1], gallery), protocol, (), object())
+    if not kept:
+        raise DataError(f"evaluation.holdout = {share} leaves no identity of {len(identities)} to train on")
+    try:
+        test.coverage_note()
+    except DataError as error:
+        raise DataError(f"evaluation.holdout = {share} cannot be evaluated: {error}") from None
+    return kept, test
+
+
+def build_model(recipe: Recipe, classes: int) -> Model:
+    """Build the model of a recipe, with `classes` rows in each classifier. Raises ContractError for a misfit."""
+    backbone = recipe.backbone.build(recipe.input.height, recipe.input.width)
+    backbone.shapes = _Offers(backbone.shapes, "the backbone offers no map")
+    aggregator = recipe.aggregator.build(backbone)
+    heads = {view: recipe.head.build(dim, classes) for view, dim in aggregator.views.items()}
+    model = Model(backbone, aggregator, heads)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def build_losses(recipe: Recipe, model: Model, classes: int) -> Losses:
+    """Build the objective. Raises ContractError when a loss needs what the model does not offer."""
+    terms: list[tuple[float, Loss]] = []
+    for position, term in enumerate(recipe.loss):
+        loss = term.loss.build(Parts(model, classes))
+        needs = loss.needs
+        where = f"loss.{position}"
+        for what, names, offered in (
+            ("view", needs.views, list(model.heads)),
+            ("map", needs.maps, list(model.backbone.shapes)),
+        ):
+            for name in names:
+                if name not in offered:
+                    raise ContractError(f"{where}: there is no {what} '{name}'; {_offer(name, offered)}")
+        kinds = {model.heads[view].logits for view in needs.views}
+        if needs.logits and kinds - {needs.logits}:
+            raise ContractError(f"{where}: it needs {needs.logits} logits; the head gives {', '.join(kinds)} ones")
+        terms.append((term.weight, loss))
+    return Losses(terms)
+
+
+class _Offers(dict[str, Any]):
+    """A mapping whose missing key is an error that names what there is."""
+
+    def __init__(self, items: Mapping[str, Any], complaint: str) -> None:
+        super().__init__(items)
+        self.complaint = complaint
+
+    def __missing__(self, key: str) -> Any:
+        raise ContractError(f"{self.complaint} '{key}'; {_offer(key, list(self))}")
+
+
+def _offer(name: str, offered: Sequence[str]) -> str:
+    near = get_close_matches(name, offered, 1)
+    return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(offered)}"
+
+
+def check_build(loaded: Loaded) -> None:
+    """Assemble the model, the losses and the rest without data and without memory. Raises ContractError or ReidError."""
+    recipe = loaded.recipe
+    with torch.device("meta"):
+        model = build_model(recipe, classes=2)
+        build_losses(recipe, model, classes=2)
+    for transform in recipe.transform:
+        transform.build(recipe.input.height, recipe.input.width)
+    for test in recipe.test:
+        check_chain([part.build() for part in test.postprocess], model.aggregator.extras.keys())
+    for metric in recipe.metric:
+        metric.build()
+    recipe.task.build()
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device that `[run] device` means. Raises RunError when the machine does not have it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RunError(f"run.device: found '{name}'; expected 'auto', 'cpu', 'cuda' or 'cuda:1'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise RunError(f"run.device: found '{name}'; expected 'auto', 'cpu', 'cuda' or 'cuda:1'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise RunError(f"run.device: found '{name}', but torch sees {there} CUDA devices here; write device = \"auto\"")
+    return device
+
+
+def find_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the type that networks compute in: with "auto" bfloat16 where the hardware multiplies in it."""
+    if name == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            able = torch.cpu.get_capabilities()
+            fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+@frozen(eq=False)
+class Evaluator:
+    """Evaluates a model on test sets; features are extracted once a data set."""
+
+    input: InputOptions
+    options: EvaluationOptions
+    metrics: Sequence[Any]
+    device: torch.device
+    precision: torch.dtype
+
+    def __call__(self, model: nn.Module, tests: Sequence[Test]) -> dict[str, Result]:
+        """Return each test's result, in order."""
+        cache: dict[object, tuple[Features, Features]] = {}
+        results = {}
+        for test in tests:
+            if test.source not in cache:
+                cache[test.source] = (self.extract(model, test.splits.query), self.extract(model, test.splits.gallery))
+            results[test.label] = evaluate(
+                *cache[test.source],
+                distance=self.options.distance,
+                postprocess=test.postprocess,
+                metrics=self.metrics,
+                protocol=test.protocol,
+                device=self.device,
+            )
+        return results
+
+    def extract(self, model: nn.Module, samples: Sequence[Sample]) -> Features:
+        """Return the features of samples, as the recipe's [evaluation] says."""
+        return extract(
+            model,
+            samples,
+            size=(self.input.height, self.input.width),
+            batch=self.options.batch,
+            flip=self.options.flip,
+            workers=self.input.workers,
+            device=self.device,
+            precision=self.precision,
+        )
+
+
+def make_evaluator(recipe: Recipe) -> Evaluator:
+    """Return what evaluates models as the recipe says."""
+    device = find_device(recipe.run.device)
+    return Evaluator(
+        input=recipe.input,
+        options=recipe.evaluation,
+        metrics=tuple(metric.build() for metric in recipe.metric),
+        device=device,
+        precision=find_precision(recipe.training.precision, device),
+    )
+
+
+def assemble(
+    loaded: Loaded,
+    data: Data,
+    folder: Path,
+    loggers: Sequence[Logger],
+    score: Callable[[nn.Module, int], float | None],
+    world: World = World(),
+) -> Run:
+    """Wire the recipe's parts into a run that `loop.fit` can train."""
+    recipe = loaded.recipe
+    size = (recipe.input.height, recipe.input.width)
+    device = find_device(recipe.run.device)
+    torch.manual_seed(recipe.run.seed)
+    torch.use_deterministic_algorithms(recipe.run.deterministic)
+    transforms = [transform.build(*size) for transform in recipe.transform]
+    if not any(transform.resizes for transform in transforms):
+        transforms.insert(0, Resize(*size))
+    model = build_model(recipe, data.classes).to(device)
+    losses = build_losses(recipe, model, data.classes).to(device)
+
+    def make_loader(stream: Stream) -> Loader:
+        cameras = np.array([sample.camera for sample in stream.samples])
+        sampler = recipe.sampler.build(np.asarray(stream.labels), cameras, recipe.run.seed)
+        return Loader(
+            stream,
+            sampler,
+            transforms,
+            size=size,
+            seed=recipe.run.seed,
+            workers=recipe.input.workers,
+            device=device,
+            world=world,
+        )
+
+    return Run(
+        model=model,
+        losses=losses,
+        task=recipe.task.build(),
+        train=data.train,
+        make_loader=make_loader,
+        make_optimizer=recipe.optimizer.build,
+        make_schedule=recipe.scheduler.build,
+        evaluate=score,
+        options=recipe.training,
+        evaluate_every=recipe.evaluation.every,
+        folder=folder,
+        device=device,
+        precision=find_precision(recipe.training.precision, device),
+        loggers=loggers,
+        world=world,
+    )
+
+
+__all__ = ["Data", "Evaluator", "ReidError", "Test", "assemble", "build_model", "check_build", "read_data"]

@@ -1,0 +1,37 @@
+"""The core's own parts, offered through the same hooks as any plugin's.
+
+The modules here hold the config classes and import nothing heavy; what they build is in `modules/`.
+"""
+
+from types import ModuleType
+
+
+def parts() -> tuple[ModuleType, ...]:
+    """Return the modules that implement hooks."""
+    from reidcore.builtin import (
+        aggregators,
+        backbones,
+        datasets,
+        heads,
+        losses,
+        metrics,
+        optimizers,
+        samplers,
+        schedulers,
+        tasks,
+        transforms,
+    )
+
+    return (
+        backbones,
+        aggregators,
+        heads,
+        losses,
+        samplers,
+        metrics,
+        datasets,
+        transforms,
+        optimizers,
+        schedulers,
+        tasks,
+    )

@@ -1,0 +1,44 @@
+"""Backbones of the core: ResNet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from attrs import frozen
+
+from reidcore.component import Component, option
+from reidcore.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from reidcore.builtin.modules.resnet import ResNet
+
+
+@frozen(kw_only=True)
+class _ResNetConfig:
+    depth: ClassVar[int]
+
+    last_stride: Literal[1, 2] = option(1, help="stride of the last stage; 1 keeps its map at 1/16 of the image")
+    weights: str = option("imagenet", help="'imagenet' (torchvision's), 'none' or a file of weights")
+
+    def build(self, height: int, width: int) -> ResNet:
+        from reidcore.builtin.modules.resnet import ResNet, load_weights
+
+        resnet = ResNet(self.depth, height, width, self.last_stride)
+        load_weights(resnet, f"resnet{self.depth}", self.weights)
+        return resnet
+
+
+def _resnet(depth: int) -> type:
+    doc = f"ResNet-{depth} (He et al. 2016) with maps stage1 to stage4."
+    return frozen(kw_only=True)(type(f"ResNet{depth}", (_ResNetConfig,), {"depth": depth, "__doc__": doc}))
+
+
+_RESNETS = {f"resnet{depth}": _resnet(depth) for depth in (18, 34, 50, 101, 152)}
+
+
+@hookimpl
+def reidcore_backbones() -> Iterator[Component]:
+    """Offer ResNet."""
+    for name, config in _RESNETS.items():
+        yield Component(name=name, config=config)

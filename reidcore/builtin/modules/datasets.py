@@ -1,0 +1,121 @@
+"""Readers of lists of images. The images themselves are opened when they are needed."""
+
+from __future__ import annotations
+
+import csv
+import re
+import warnings
+from pathlib import Path
+
+from PIL import Image
+
+from reidcore.errors import DataError
+from reidcore.types import UNKNOWN, Sample, Splits
+
+_FOLDER = re.compile(r"(-?\d+)_c(\d+)(?:_.*)?")
+_MARKET = re.compile(r"(-?\d+)_c(\d)s\d+_.*")
+_SPLITS = ("train", "query", "gallery")
+
+
+def folder(root: Path) -> Splits:
+    """Read `root`/{train,query,gallery}/<identity>_c<camera>_<anything>.<ext>.
+
+    A set may lack `train`, or both `query` and `gallery`. Raises DataError when a folder or a name is wrong.
+    """
+    _require_folder(root, "train/, query/ and gallery/ with files <identity>_c<camera>_<anything>.<ext>")
+    if not any((root / split).is_dir() for split in _SPLITS):
+        raise DataError(f"{root} holds none of train/, query/ and gallery/; put the images into these folders")
+    parts = {split: _read(root / split, _FOLDER, "<identity>_c<camera>_<anything>") for split in _SPLITS}
+    return Splits(**parts)
+
+
+def market1501(root: Path) -> Splits:
+    """Read Market-1501: images of identity -1 are left out, those of identity 0 are distractors of the gallery.
+
+    Raises DataError when a folder is missing; warns when a count is not the published one.
+    """
+    layout = "bounding_box_train/, query/ and bounding_box_test/ of Market-1501-v15.09.15"
+    _require_folder(root, layout)
+    parts = {}
+    folders = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+    for split, name in folders.items():
+        _require_folder(root / name, layout)
+        samples = _read(root / name, _MARKET, "<identity>_c<camera>s<sequence>_<frame>")
+        kept = tuple(sample for sample in samples if sample.identity != UNKNOWN)
+        parts[split] = kept
+    for split, published in {"train": 12936, "query": 3368, "gallery": 15913}.items():
+        if len(parts[split]) != published:
+            warnings.warn(f"{root}: found {len(parts[split])} {split} images; published {published}", stacklevel=2)
+    return Splits(**parts)
+
+
+def csv_table(file: Path) -> Splits:
+    """Read a table with the columns path, identity, camera and split; others are ignored.
+
+    Identities and cameras may be any text: they are numbered in sorted order. An empty camera is an unknown one.
+    Raises DataError with all faulty rows.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+            columns = reader.fieldnames or ()
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from None
+    if missing := [name for name in ("path", "identity", "split") if name not in columns]:
+        raise DataError(f"{file}: the column {missing[0]} is missing; found {', '.join(columns) or 'none'}")
+    faults = []
+    for line, row in enumerate(rows, 2):
+        if row["split"] not in _SPLITS:
+            faults.append(f"{file}:{line}: split: found '{row['split']}'; expected train, query or gallery")
+        if not row["path"] or not row["identity"]:
+            faults.append(f"{file}:{line}: {'identity' if row['path'] else 'path'} is empty")
+    if faults:
+        raise DataError("\n".join([*faults[:20], *([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])]))
+    identities = _numbers([row["identity"] for row in rows])
+    cameras = _numbers([row.get("camera") or "" for row in rows])
+    cameras[""] = UNKNOWN
+    parts: dict[str, list[Sample]] = {split: [] for split in _SPLITS}
+    for row in rows:
+        sample = Sample(file.parent / row["path"], identities[row["identity"]], cameras[row.get("camera") or ""])
+        parts[row["split"]].append(sample)
+    return Splits(**{split: tuple(samples) for split, samples in parts.items()})
+
+
+def _numbers(texts: list[str]) -> dict[str, int]:
+    """Number the texts in order, whole numbers by their value unless two are written differently."""
+    distinct = set(texts) - {""}
+    if all(re.fullmatch(r"\d+", text) for text in distinct):
+        numbers = {text: int(text) for text in distinct}
+        if len(set(numbers.values())) == len(distinct):
+            return numbers
+    return {text: number for number, text in enumerate(sorted(distinct))}
+
+
+def _require_folder(path: Path, layout: str) -> None:
+    if not path.is_dir():
+        where = "" if path.is_absolute() else f" (in {Path.cwd()})"
+        raise DataError(f"there is no folder {path}{where}; expected {layout}")
+
+
+def _read(path: Path, pattern: re.Pattern[str], form: str) -> tuple[Sample, ...]:
+    if not path.is_dir():
+        return ()
+    known = Image.registered_extensions()
+    samples, faults = [], []
+    for file in sorted(path.iterdir()):
+        if file.suffix.lower() not in known or file.name.startswith("."):
+            continue
+        match = pattern.fullmatch(file.stem)
+        if match is None:
+            faults.append(file.name)
+        else:
+            samples.append(Sample(file, int(match[1]), int(match[2])))
+    if faults:
+        raise DataError(
+            f"{path}: the names of {len(faults)} images do not have the form {form}: {', '.join(faults[:3])}"
+            f"{' …' if len(faults) > 3 else ''}; rename them, or list the images in a table for the data set 'csv'"
+        )
+    return tuple(samples)
+
+

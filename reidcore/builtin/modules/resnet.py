@@ -1,0 +1,121 @@
+"""ResNet in torchvision's form and with its parameter names, as a backbone. B batch, C channels, H W map."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from reidcore.errors import ReidError
+from reidcore.types import MapShape
+
+_LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+
+
+class ResNet(nn.Module):
+    """ResNet (He et al. 2016) without its classifier.
+
+    It offers the maps `stage1` to `stage4`; with `last_stride` 1 the last one is at 1/16 of the image (Sun et al.
+    2018). Parameters are called as in torchvision, whose state dicts fit.
+    """
+
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+
+    def __init__(self, depth: int, height: int, width: int, last_stride: int = 1) -> None:
+        super().__init__()
+        block = BasicBlock if depth < 50 else Bottleneck
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        channels = 64
+        self.shapes: dict[str, MapShape] = {}
+        height, width = -(-height // 4), -(-width // 4)
+        for number, (blocks, stride) in enumerate(zip(_LAYERS[depth], (1, 2, 2, last_stride), strict=True), 1):
+            planes = 32 << number
+            layer = _stage(block, channels, planes, blocks, stride)
+            channels = planes * block.expansion
+            height, width = -(-height // stride), -(-width // stride)
+            setattr(self, f"layer{number}", layer)
+            self.shapes[f"stage{number}"] = MapShape(channels, height, width)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor, want: Sequence[str], cameras: Tensor | None = None) -> Mapping[str, Tensor]:
+        """(B, 3, H, W) normalised -> `{stage: (B, C, H, W)}` for the wanted stages; later stages are not computed."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = {}
+        for number, stage in enumerate(STAGES, 1):
+            if not set(STAGES[number - 1 :]) & set(want):
+                break
+            x = getattr(self, f"layer{number}")(x)
+            if stage in want:
+                maps[stage] = x
+        return maps
+
+    def tail(self, after: str) -> nn.Sequential:
+        """Return a copy of the stages after map `after`."""
+        later = [copy.deepcopy(getattr(self, f"layer{number}")) for number in range(STAGES.index(after) + 2, 5)]
+        return nn.Sequential(*later)
+
+
+def _stage(block: type[BasicBlock | Bottleneck], channels: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+    out = planes * block.expansion
+    downsample = None
+    if stride != 1 or channels != out:
+        downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
+    first = block(channels, planes, stride, downsample)
+    return nn.Sequential(first, *(block(out, planes) for _ in range(blocks - 1)))
+
+
+def load_weights(resnet: ResNet, name: str, weights: str) -> None:
+    """Load "imagenet" (torchvision's file for `name`), a file, or nothing ("none").
+
+    Raises ReidError when the file is not there and cannot be fetched, or does not fit.
+    """
+    if weights == "none" or resnet.conv1.weight.is_meta:  # on the meta device only shapes are checked
+        return
+    state = _imagenet(name) if weights == "imagenet" else _file(Path(weights))
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    result = resnet.load_state_dict(state, strict=False)
+    missing = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")]
+    if missing or result.unexpected_keys:
+        wrong = [f"lacks {key}" for key in missing[:3]] + [f"has {key}" for key in result.unexpected_keys[:3]]
+        raise ReidError(f"backbone.weights: {weights} does not fit {name}: it {', '.join(wrong)} …")
+
+
+def _imagenet(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    url = get_model_weights(name).DEFAULT.url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise ReidError(
+            f"backbone.weights: cannot fetch the ImageNet weights of {name} ({error}); put the file {file.name} of "
+            f'torchvision into {file.parent}, or write weights = "none" to start from random weights'
+        ) from None
+
+
+def _file(path: Path) -> dict[str, Tensor]:
+    from reidcore.checkpoint import load_tensors
+
+    if not path.is_file():
+        raise ReidError(f"backbone.weights: found '{path}', which is no file; expected 'imagenet', 'none' or a file")
+    if path.suffix == ".safetensors":
+        return load_tensors(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ReidError(f"backbone.weights: cannot read {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ReidError(f"backbone.weights: {path} is not a state dict of tensors")
+    return state

@@ -1,0 +1,106 @@
+"""Transforms of one image, (3, H, W) uint8 RGB. Random numbers come from torch's global generator."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+_MEAN = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]
+
+
+class Resize:
+    """Resize to (height, width), antialiased."""
+
+    resizes = True
+
+    def __init__(self, height: int, width: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic") -> None:
+        self.size = [height, width]
+        self.interpolation = InterpolationMode(interpolation)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> (3, height, width)."""
+        if list(image.shape[1:]) == self.size:
+            return image
+        return F.resize(image, self.size, interpolation=self.interpolation, antialias=True)
+
+
+class Flip:
+    """Mirror the image with a probability."""
+
+    resizes = False
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> (3, H, W)."""
+        return image.flip(2) if _uniform(0, 1) < self.probability else image
+
+
+class PadCrop:
+    """Pad all sides with `fill`, then crop (height, width) at a random place."""
+
+    resizes = False
+
+    def __init__(self, height: int, width: int, padding: int, fill: int) -> None:
+        self.height, self.width, self.padding, self.fill = height, width, padding, fill
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> (3, height, width); the image must be at least that large."""
+        padded = F.pad(image, [self.padding] * 4, fill=self.fill)
+        top = _integer(padded.shape[1] - self.height + 1)
+        left = _integer(padded.shape[2] - self.width + 1)
+        return padded[:, top : top + self.height, left : left + self.width]
+
+
+class RandomErasing:
+    """Erase a rectangle of random place, area and shape (Zhong et al. 2020).
+
+    `area` is a range of shares of the image, `ratio` a range of height over width, uniform in its logarithm. A
+    rectangle that does not fit is drawn again, ten times at most.
+    """
+
+    resizes = False
+
+    def __init__(
+        self,
+        probability: float,
+        area: tuple[float, float],
+        ratio: tuple[float, float],
+        fill: Literal["mean", "random", "zero"],
+    ) -> None:
+        self.probability, self.area, self.ratio, self.fill = probability, area, ratio, fill
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> (3, H, W), a new tensor where something is erased."""
+        if _uniform(0, 1) >= self.probability:
+            return image
+        _, height, width = image.shape
+        for _ in range(10):
+            area = height * width * _uniform(*self.area)
+            ratio = math.exp(_uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < h < height and 0 < w < width:
+                top, left = _integer(height - h + 1), _integer(width - w + 1)
+                image = image.clone()
+                image[:, top : top + h, left : left + w] = self._colours(h, w)
+                break
+        return image
+
+    def _colours(self, h: int, w: int) -> Tensor:
+        if self.fill == "random":
+            return torch.randint(0, 256, (3, h, w), dtype=torch.uint8)
+        return _MEAN if self.fill == "mean" else torch.zeros_like(_MEAN)
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(()))
+
+
+def _integer(below: int) -> int:
+    return int(torch.randint(below, ()))

@@ -1,0 +1,232 @@
+"""Discover installed plugins and make one immutable catalog of the components that they offer."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from importlib.metadata import Distribution, EntryPoint, distributions
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, Literal
+
+import attrs
+import pluggy
+from attrs import frozen
+
+from reidcore import hookspecs
+from reidcore.component import Component
+from reidcore.errors import ReidError, UnknownComponent
+from reidcore.kinds import KINDS, Kind
+
+GROUP = "reidcore"
+CORE = "core"
+SELECTION = "REIDCORE_PLUGINS"
+
+
+@frozen
+class Plugin:
+    """One plugin and what became of it.
+
+    `status` is "ok", "disabled" (left out by `REIDCORE_PLUGINS`) or "failed", with the reason in `error` and the
+    stack in `trace`. `origin` is its distribution or file, and `components` its offers for each kind.
+    """
+
+    name: str
+    origin: str
+    version: str = ""
+    status: Literal["ok", "disabled", "failed"] = "ok"
+    error: str = ""
+    trace: str = attrs.field(default="", repr=False)
+    components: Mapping[str, tuple[Component, ...]] = attrs.field(factory=dict, repr=False)
+
+
+@frozen
+class Catalog:
+    """What can be chosen in a recipe, and by whom it is offered."""
+
+    plugins: tuple[Plugin, ...]
+
+    @classmethod
+    def of(cls, **offers: Iterable[Component]) -> Catalog:
+        """Return the core's catalog plus components given by the plural name of their kind: `losses=[...]`."""
+        given = SimpleNamespace()
+        for plural, components in offers.items():
+            offer = hookspecs.hookimpl(lambda components=tuple(components): components)
+            setattr(given, f"reidcore_{plural}", offer)
+        return cls((_core(), _load("given", "given", "", lambda: given)))
+
+    @property
+    def failed(self) -> tuple[Plugin, ...]:
+        """The plugins that did not load."""
+        return tuple(plugin for plugin in self.plugins if plugin.status == "failed")
+
+    def components(self, kind: str) -> tuple[Component, ...]:
+        """Return the components of one kind, the core's first."""
+        return tuple(item for plugin in self.plugins for item in plugin.components.get(kind, ()))
+
+    def find(self, kind: str, name: str) -> Component:
+        """Return the component that `name` or `plugin:name` means in a recipe.
+
+        Raises UnknownComponent with the nearest names, or with both full names where two plugins offer it.
+        """
+        plugin, _, bare = name.rpartition(":")
+        offers = [item for item in self.components(kind) if item.name == bare and plugin in ("", item.plugin)]
+        core = [item for item in offers if item.plugin == CORE]
+        if core or len(offers) == 1:
+            return (core or offers)[0]
+        if offers:
+            choices = " or ".join(f"'{item.full_name}'" for item in offers)
+            raise UnknownComponent(f"'{name}' is offered by {len(offers)} plugins; write {choices}")
+        raise UnknownComponent(self._unknown(KINDS[kind], name, plugin, bare))
+
+    def build(self, kind: str, name: str, options: Mapping[str, Any] | None = None, *args: Any) -> Any:
+        """Build a part from its name and options, outside any recipe; `args` go to the config's `build`."""
+        from reidcore.structure import structure
+
+        component = self.find(kind, name)
+        return structure(dict(options or {}), component.config, self, where=component.name).build(*args)
+
+    def _unknown(self, kind: Kind, name: str, plugin: str, bare: str) -> str:
+        names = {item.name for item in self.components(kind.name)}
+        text = f"no {kind.name} is called '{name}'"
+        others = [other.one for other in KINDS.values() if bare in {i.name for i in self.components(other.name)}]
+        if plugin and bare in names:
+            providers = ", ".join(repr(i.full_name) for i in self.components(kind.name) if i.name == bare)
+            text += f"; there is {providers}"
+        elif others:
+            text += f"; '{bare}' is {others[0]}"
+        elif near := get_close_matches(bare, sorted(names), 1):
+            text += f"; did you mean '{near[0]}'?"
+        elif names:
+            text += f"; there are {', '.join(sorted(names))}"
+        else:
+            text += "; no installed plugin offers one"
+        for broken in self.failed:
+            text += f"\n  note: plugin '{broken.name}' ({broken.origin}) did not load: {broken.error}"
+        return text
+
+
+def discover(files: Iterable[Path] = ()) -> Catalog:
+    """Load the core's parts, the installed plugins and the one-file plugins in `files`.
+
+    The environment variable `REIDCORE_PLUGINS`, a comma-separated list of plugin names, limits the installed plugins
+    to those named; empty means none. A plugin that fails is recorded and stops nobody else.
+    """
+    plugins = [_core(), *_installed()]
+    for file in files:
+        plugins.append(_load(file.stem, str(file), "", lambda file=file: _import_file(file)))  # type: ignore[misc]
+    return Catalog(tuple(_without_clashes(plugins)))
+
+
+def _core() -> Plugin:
+    from reidcore import __version__, builtin
+
+    plugin = _load(CORE, "reidcore", __version__, lambda: builtin, *builtin.parts())
+    if plugin.status == "failed":  # the core is not a plugin that one can do without
+        raise AssertionError(plugin.trace)
+    return plugin
+
+
+def _installed() -> list[Plugin]:
+    wanted = os.environ.get(SELECTION)
+    names = None if wanted is None else {name.strip() for name in wanted.split(",")} - {""}
+    found: dict[tuple[str, str], tuple[EntryPoint, Distribution]] = {}
+    for distribution in distributions():
+        for entry in distribution.entry_points:
+            if entry.group == GROUP:  # an editable install beside a wheel shows the same entry twice
+                found.setdefault((entry.name, distribution.name), (entry, distribution))
+    plugins = []
+    for (name, origin), (entry, distribution) in sorted(found.items(), key=lambda item: item[0]):
+        if names is not None and name not in names:
+            plugins.append(Plugin(name, origin, distribution.version, "disabled"))
+        elif reason := _incompatible(distribution):
+            plugins.append(Plugin(name, origin, distribution.version, "failed", reason))
+        else:
+            plugins.append(_load(name, origin, distribution.version, entry.load))
+    for name in sorted((names or set()) - {plugin.name for plugin in plugins}):
+        error = f"{SELECTION} names it, but it is not installed"
+        plugins.append(Plugin(name, "not installed", status="failed", error=error))
+    return plugins
+
+
+def _incompatible(distribution: Distribution) -> str:
+    """Return why the plugin's own requirement on the core is not met: an upgrade of the core can break it."""
+    from packaging.requirements import Requirement
+
+    from reidcore import __version__
+
+    for text in distribution.requires or ():
+        if text.startswith(GROUP):
+            requirement = Requirement(text)
+            if requirement.name == GROUP and not requirement.specifier.contains(__version__, prereleases=True):
+                return f"needs {text}, but this is reidcore {__version__}"
+    return ""
+
+
+def _import_file(file: Path) -> ModuleType:
+    if not file.is_file():
+        raise ReidError(f"there is no file {file}")
+    name = f"reidcore_plugin_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ReidError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that what it defines pickles and attrs finds its annotations
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load(name: str, origin: str, version: str, load: Callable[[], object], *more: object) -> Plugin:
+    """Load one plugin with a manager of its own: nothing it does can disturb the others."""
+    manager = pluggy.PluginManager("reidcore")
+    manager.add_hookspecs(hookspecs)
+    try:
+        for part in (load(), *more):
+            manager.register(part)
+            _refuse_unknown_hooks(part)
+        components = {kind.name: _offers(manager, kind, name) for kind in KINDS.values()}
+    except Exception as error:
+        text = str(error) if isinstance(error, ReidError) else f"{type(error).__name__}: {error}"
+        return Plugin(name, origin, version, "failed", text, traceback.format_exc())
+    return Plugin(name, origin, version, components={kind: found for kind, found in components.items() if found})
+
+
+def _refuse_unknown_hooks(part: object) -> None:
+    hooks = {kind.hook for kind in KINDS.values()}
+    for attribute in dir(part):
+        if attribute.startswith("reidcore_") and hasattr(getattr(part, attribute), "reidcore_impl"):
+            if attribute not in hooks:
+                near = get_close_matches(attribute, hooks, 1)
+                raise ReidError(f"no hook is called {attribute}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def _offers(manager: pluggy.PluginManager, kind: Kind, plugin: str) -> tuple[Component, ...]:
+    found: dict[str, Component] = {}
+    implementations = getattr(manager.hook, kind.hook).get_hookimpls()
+    for item in (item for implementation in implementations for item in implementation.function()):
+        if not isinstance(item, Component):
+            raise ReidError(f"{kind.hook} must yield Component(name=..., config=...), it yielded {item!r}")
+        if item.name in found:
+            raise ReidError(f"it offers two {kind.plural} called '{item.name}'")
+        if any(other.config is item.config for other in found.values()):  # a filled recipe could not tell them apart
+            raise ReidError(f"{kind.name} '{item.name}' shares its config class with another; make a subclass")
+        found[item.name] = attrs.evolve(item, plugin=plugin)
+    return tuple(found.values())
+
+
+def _without_clashes(plugins: list[Plugin]) -> list[Plugin]:
+    """Fail every plugin whose name another one has too: their `plugin:name` would be ambiguous."""
+    origins: dict[str, list[str]] = {}
+    for plugin in plugins:
+        origins.setdefault(plugin.name, []).append(plugin.origin)
+    checked = []
+    for plugin in plugins:
+        if len(origins[plugin.name]) > 1 and plugin is not plugins[0]:
+            error = f"several plugins are called '{plugin.name}': {', '.join(origins[plugin.name])}"
+            plugin = attrs.evolve(plugin, status="failed", error=error, components={})
+        checked.append(plugin)
+    return checked

@@ -1,0 +1,113 @@
+"""Write and read weights and training states without pickle: tensors as safetensors, the rest as JSON in its header."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reidcore.errors import RunError, os_message
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and JSON-able metadata, so that `file` is at every moment either its old self or complete.
+
+    Raises RunError when the disk is full or not writable.
+    """
+    partial = file.with_name(f".{file.name}.partial")
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(contiguous, partial, {key: json.dumps(value) for key, value in metadata.items()})
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"{os_message(error, 'write', file)}; what was saved before is kept") from None
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"cannot write {file}: {error}; what was saved before is kept") from None
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file. Raises RunError when it is not one of these files or is damaged."""
+    return _load(file)[0]
+
+
+def load_metadata(file: Path) -> dict[str, Any]:
+    """Read the metadata of a file."""
+    try:
+        with safe_open(file, "pt") as stream:
+            return {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RunError(f"cannot read {file}: {error}") from None
+
+
+def save_state(file: Path, state: Mapping[str, Any]) -> None:
+    """Write a nested state of dicts, lists, tensors and JSON scalars."""
+    tensors: dict[str, Tensor] = {}
+    save_tensors(file, tensors=tensors, metadata={"state": _pack(state, tensors)})
+
+
+def load_state(file: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote. Raises RunError when the file is damaged."""
+    tensors, metadata = _load(file)
+    try:
+        state: dict[str, Any] = _unpack(metadata["state"], tensors)
+        return state
+    except KeyError as error:
+        raise RunError(f"{file} is not a checkpoint: it lacks {error}") from None
+
+
+def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    metadata = load_metadata(file)
+    with safe_open(file, "pt") as stream:
+        return {name: stream.get_tensor(name) for name in stream.keys()}, metadata  # noqa: SIM118
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Move tensors out of a nested state. A dict becomes its items: JSON would turn integer keys into texts."""
+    if isinstance(value, Tensor):
+        name = f"{len(tensors):06d}"
+        tensors[name] = value.clone()  # two names of one memory are refused by the format
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"items": [[key, _pack(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_pack(item, tensors) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a state may hold tensors, dicts, lists and scalars, found {type(value).__name__}")
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _unpack(item, tensors) for key, item in value["items"]}
+    return value
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's generators, for `set_random_state`."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put torch's generators back into a state."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

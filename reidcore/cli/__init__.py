@@ -1,0 +1,61 @@
+"""The command line: one file a verb. Exit 0; 2 with one message for what the user can mend."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from reidcore import __version__
+from reidcore.errors import ReidError
+
+VERBS = {
+    "run": "train and evaluate a recipe",
+    "check": "report every mistake in a recipe",
+    "fill": "print a recipe with every default written out",
+    "components": "list what recipes can choose from, and the options",
+    "plugins": "list the installed plugins and what became of them",
+    "evaluate": "evaluate a finished run again",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="reidcore", description="Instance re-identification from recipes.")
+    parser.add_argument("--version", action="version", version=f"reidcore {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for verb, help in VERBS.items():
+        sub = verbs.add_parser(verb, help=help, description=help.capitalize() + ".")
+        if verb == chosen:  # the others' modules are not needed
+            import_module(f"reidcore.cli.{verb}").add_arguments(sub)
+    options = parser.parse_args(arguments)
+    try:
+        status: int = import_module(f"reidcore.cli.{options.verb}").main(options)
+    except ReidError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a listing has seen enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return status
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every verb that reads a recipe takes."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a TOML file")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change one key: --set training.epochs=10, --set train.0.root=DIR",
+    )
+    parser.add_argument(
+        "--plugin", metavar="FILE.py", action="append", default=[], help="a plugin in one file, not installed"
+    )

@@ -1,0 +1,24 @@
+"""`reidcore evaluate`: evaluate a finished run again."""
+
+from argparse import ArgumentParser, Namespace
+
+from rich.console import Console
+
+from reidcore.api import evaluate_run
+from reidcore.reporting import metrics_table
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key of its recipe")
+
+
+def main(options: Namespace) -> int:
+    """Print the figures and how many queries they cover."""
+    console = Console()
+    results = evaluate_run(options.run, options.set)
+    console.print(metrics_table(results))
+    for label, result in results.items():
+        console.print(f"{label}: {result.covered} of {result.queries} queries have a match", highlight=False)
+    return 0

@@ -1,0 +1,85 @@
+"""`reidcore run`: train and evaluate a recipe."""
+
+import statistics
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from reidcore.api import Finished, run
+from reidcore.cli import add_recipe_arguments
+from reidcore.recipe import load_recipe
+from reidcore.reporting import metrics_table
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_recipe_arguments(parser)
+    parser.add_argument("--output", metavar="DIR", help="folder of run folders (default: runs)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run folder that exists")
+    parser.add_argument("--seeds", metavar="1,2,3", type=_seeds, help="one run a seed, then mean and deviation")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the result only")
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"found '{text}'; expected numbers such as 1,2,3") from None
+    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ArgumentTypeError(f"found '{text}'; expected different numbers of at least 0")
+    return seeds
+
+
+def main(options: Namespace) -> int:
+    """Run the recipe, once or once a seed, and print what came out."""
+    console = Console()
+    overrides = list(options.set)
+    if options.output:
+        overrides.append(f"run.output={options.output}")
+    if not options.seeds:
+        _print(console, [_run(options, overrides)])
+        return 0
+    name = load_recipe(options.recipe, overrides=overrides, plugin_files=options.plugin).recipe.run.name
+    finished = []
+    for seed in options.seeds:
+        seeded = [*overrides, f"run.seed={seed}", f"run.name={name}-seed{seed}"]
+        finished.append(_run(options, seeded))
+    _print(console, finished)
+    _print_spread(console, [item.metrics for item in finished])
+    return 0
+
+
+def _run(options: Namespace, overrides: Sequence[str]) -> Finished:
+    loaded = load_recipe(options.recipe, overrides=overrides, plugin_files=options.plugin)
+    return run(loaded, resume=options.resume, console=Console(stderr=True), quiet=options.quiet)
+
+
+def _print(console: Console, finished: Sequence[Finished]) -> None:
+    for item in finished:
+        rows: dict[str, Mapping[str, float]] = {}
+        for label, figures in item.metrics.items():
+            if label in item.before:
+                rows[f"{label}, before training"] = item.before[label]
+                rows[f"{label}, after training"] = figures
+            else:
+                rows[label] = figures
+        if rows:
+            console.print(metrics_table(rows))
+        console.print(f"run folder: {item.folder}", highlight=False, soft_wrap=True)
+
+
+def _print_spread(console: Console, results: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
+    """Print mean and standard deviation over the seeds."""
+    labels = list(results[0])
+    names = list(results[0][labels[0]]) if labels else []
+    table = Table("", *names, title=f"mean ± standard deviation of {len(results)} seeds", title_justify="left")
+    for label in labels:
+        cells = []
+        for name in names:
+            values = [result[label][name] for result in results]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.1%} ± {spread:.1%}")
+        table.add_row(label, *cells)
+    console.print(table)

@@ -1,0 +1,175 @@
+"""Batches of images, read and transformed in loader processes.
+
+An image's augmentation depends on (seed, epoch, position in the epoch) only: not on the number of loader processes,
+and not on where a run was resumed. B batch, H W height and width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from reidcore.data.reading import read_image
+from reidcore.errors import DataError, ReidError
+from reidcore.kinds import Sampler
+from reidcore.types import Batch, Sample, Stream, World
+
+Key = tuple[int, int, int]
+Pipeline = Sequence[Callable[[Tensor], Tensor]]
+
+
+def worker_count(workers: int | None) -> int:
+    """Return the number of loader processes: `workers`, or as many as usable cores, at most 8."""
+    return min(8, len(os.sched_getaffinity(0))) if workers is None else workers
+
+
+class Loader:
+    """Training batches of one stream; its processes live as long as it does.
+
+    Each batch of the sampler is split over the processes of `world` by whole identities.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        sampler: Sampler,
+        pipeline: Pipeline,
+        *,
+        size: tuple[int, int],
+        seed: int,
+        workers: int | None,
+        device: torch.device,
+        world: World,
+    ) -> None:
+        self.stream, self.sampler = stream, sampler
+        self.plan = _Plan(sampler, np.asarray(stream.labels), world)
+        self.device = device
+        count = worker_count(workers)
+        self.loader = DataLoader(
+            _Images(stream.samples, pipeline, size, seed),
+            batch_sampler=self.plan,  # type: ignore[arg-type]
+            num_workers=count,
+            collate_fn=_collate,
+            persistent_workers=count > 0,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its own, so that making an iterator leaves the global one alone
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the epoch's batches on the device, without the first `skip`. Raises DataError for a bad image."""
+        self.plan.epoch, self.plan.skip = epoch, skip
+        for item in self.loader:
+            images, indices = _unwrap(item)
+            labels = torch.as_tensor(np.asarray(self.stream.labels)[indices.numpy()])
+            cameras = torch.tensor([self.stream.samples[index].camera for index in indices.tolist()])
+            yield Batch(
+                images=_to_device(images, self.device),
+                labels=labels.long().to(self.device, non_blocking=True),
+                cameras=cameras.to(self.device, non_blocking=True),
+                indices=indices,
+            )
+
+
+def test_batches(
+    samples: Sequence[Sample],
+    pipeline: Pipeline,
+    *,
+    size: tuple[int, int],
+    batch: int,
+    workers: int | None,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Yield (B, 3, H, W) uint8 images in the order of `samples`, on the device. Raises DataError for a bad image."""
+    keys = [(0, index, index) for index in range(len(samples))]
+    loader = DataLoader(
+        _Images(samples, pipeline, size, seed=0),
+        batch_sampler=[keys[start : start + batch] for start in range(0, len(keys), batch)],  # type: ignore[arg-type]
+        num_workers=min(worker_count(workers), -(-len(keys) // batch)),
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),
+    )
+    for item in loader:
+        yield _to_device(_unwrap(item)[0], device)
+
+
+def split_batch(labels: NDArray[Any], world: World) -> NDArray[Any]:
+    """Return the places of a global batch, with (B,) `labels`, that are this process's: whole identities.
+
+    Images of one identity stand together; the identities are divided as equally as they go.
+    """
+    starts = np.flatnonzero(np.diff(labels)) + 1
+    groups = np.split(np.arange(len(labels)), starts)
+    mine = np.array_split(np.arange(len(groups)), world.size)[world.rank]
+    return np.concatenate([groups[group] for group in mine]) if len(mine) else np.arange(0)
+
+
+class _Plan:
+    """The keys (epoch, position, index) of each batch of the epoch that is set; a DataLoader's batch sampler."""
+
+    def __init__(self, sampler: Sampler, labels: NDArray[Any], world: World) -> None:
+        self.sampler, self.labels, self.world = sampler, labels, world
+        self.epoch = self.skip = 0
+
+    def __len__(self) -> int:
+        return len(self.sampler) - self.skip
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        position = 0
+        for number, batch in enumerate(self.sampler.batches(self.epoch)):
+            indices = np.asarray(batch)
+            if number >= self.skip:
+                places = split_batch(self.labels[indices], self.world)
+                yield [(self.epoch, position + int(place), int(indices[place])) for place in places]
+            position += len(indices)
+
+
+class _Images(Dataset[tuple[Tensor, int] | ReidError]):
+    def __init__(self, samples: Sequence[Sample], pipeline: Pipeline, size: tuple[int, int], seed: int) -> None:
+        self.samples, self.pipeline, self.size, self.seed = samples, pipeline, size, seed
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int] | ReidError:
+        epoch, position, index = key
+        sample = self.samples[index]
+        try:
+            image = read_image(sample)
+        except ReidError as error:  # an exception would cross processes as a stack trace in a text
+            return error
+        with torch.random.fork_rng(devices=[]):
+            random = np.random.SeedSequence([self.seed, epoch, position])
+            torch.default_generator.manual_seed(int(random.generate_state(1, np.uint64)[0] >> 1))
+            for transform in self.pipeline:
+                image = transform(image)
+        if tuple(image.shape[1:]) != self.size:
+            found = "x".join(map(str, image.shape[1:]))
+            expected = "x".join(map(str, self.size))
+            return DataError(f"transform: {sample.name} came out as {found} pixels; expected the input size {expected}")
+        return image, index
+
+
+def _collate(items: list[tuple[Tensor, int] | ReidError]) -> tuple[Tensor, Tensor] | ReidError:
+    for item in items:
+        if isinstance(item, ReidError):
+            return item
+    images = torch.stack([item[0] for item in items])  # type: ignore[index]
+    return images, torch.tensor([item[1] for item in items])  # type: ignore[index]
+
+
+def _unwrap(item: tuple[Tensor, Tensor] | ReidError) -> tuple[Tensor, Tensor]:
+    if isinstance(item, ReidError):
+        raise item
+    return item
+
+
+def _to_device(images: Tensor, device: torch.device) -> Tensor:
+    return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)

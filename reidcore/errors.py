@@ -1,0 +1,37 @@
+"""Errors that a person can mend. The command line prints these as one message and exits with 2."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class ReidError(Exception):
+    """Anything that went wrong and that the user can put right; the message says how."""
+
+
+class RecipeError(ReidError):
+    """One or several mistakes in a recipe, each already a complete line of text."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class UnknownComponent(ReidError):
+    """A name that no installed plugin offers, or that several offer."""
+
+
+class ContractError(ReidError):
+    """Two parts that do not fit, or a part that breaks the promise of its kind."""
+
+
+class DataError(ReidError):
+    """Images or lists of images that are missing, unreadable or not enough."""
+
+
+class RunError(ReidError):
+    """A run that cannot start, or that had to stop."""
+
+
+def os_message(error: OSError, doing: str, path: Path) -> str:
+    """Return what the operating system said, as one sentence: `doing` is a verb phrase such as "write"."""
+    return f"cannot {doing} {path}: {error.strerror or error}"

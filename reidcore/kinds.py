@@ -1,0 +1,337 @@
+"""The kinds of parts: for each, what its config's `build` takes and what the built part can do.
+
+Shapes: B batch, D embedding, C channels, H W map, Q G queries and gallery, K classes.
+Any built part may also have `after_step(run)` or `after_epoch(run)`, which the training loop calls, and
+`state_dict`/`load_state_dict`, which make it part of checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from attrs import frozen
+
+from reidcore.types import Batch, Extra, Features, HeadOut, MapShape, Needs, Output, Parts, Splits, Step, Stream, Views
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from reidcore.retrieval import Problem, RankingBlock
+
+
+class Backbone(Protocol):
+    """Turns images into named feature maps.
+
+    `shapes` says what it offers, earliest first; `mean` and `std` (of pixel values in 0..1, RGB) are what the model's
+    first layer normalises with.
+    """
+
+    shapes: Mapping[str, MapShape]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(
+        self, images: Tensor, want: Sequence[str], cameras: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
+        """(B, 3, H, W) normalised float -> `{name: (B, C, H, W)}` for each name in `want`."""
+
+    def tail(self, after: str) -> nn.Module:
+        """Return a copy of the stages that follow map `after`; the backbone keeps its own."""
+
+
+class BackboneConfig(Protocol):
+    """Options of a backbone."""
+
+    def build(self, height: int, width: int) -> Backbone:
+        """Build it for images of `height` by `width` pixels."""
+
+
+class Aggregator(Protocol):
+    """Turns maps into vectors: one a view, and extras.
+
+    `needs` are map names, `views` the dimension of each view, `embed` the views whose head outputs make the
+    embedding, `extras` the shapes of what else it emits.
+    """
+
+    needs: tuple[str, ...]
+    views: Mapping[str, int]
+    embed: tuple[str, ...]
+    extras: Mapping[str, Extra]
+
+    def __call__(self, maps: Mapping[str, Tensor]) -> Views:
+        """`{map: (B, C, H, W)}` -> views of (B, D)."""
+
+
+class AggregatorConfig(Protocol):
+    """Options of an aggregator."""
+
+    def build(self, backbone: Backbone) -> Aggregator:
+        """Build it for the maps that `backbone.shapes` offers."""
+
+
+class Head(Protocol):
+    """Turns one view's vector into an embedding and class scores; one is built a view."""
+
+    dim: int
+    logits: Literal["linear", "cosine"]
+
+    def __call__(self, x: Tensor) -> HeadOut:
+        """(B, D) -> before the norm, after it, margin-free logits."""
+
+    def resize(self, classes: int, rows: Tensor | None = None) -> None:
+        """Replace the classifier by one of `classes` rows, (K, D) `rows` if given, else fresh ones."""
+
+
+class HeadConfig(Protocol):
+    """Options of a head."""
+
+    def build(self, dim: int, classes: int) -> Head:
+        """Build it for vectors of `dim` numbers; 0 classes makes a head without a classifier."""
+
+
+class Loss(Protocol):
+    """One term of the objective. It may own parameters, which are trained with the model's."""
+
+    needs: Needs
+
+    def __call__(self, output: Output, batch: Batch, step: Step) -> Mapping[str, Tensor]:
+        """Return named scalar terms; the recipe's `weight` is applied afterwards."""
+
+
+class LossConfig(Protocol):
+    """Options of a loss."""
+
+    def build(self, parts: Parts) -> Loss:
+        """Build it for the model in `parts`."""
+
+
+class Sampler(Protocol):
+    """Chooses the images of every batch: a pure function of the epoch."""
+
+    def __len__(self) -> int:
+        """Return the number of batches an epoch, the same in each."""
+
+    def batches(self, epoch: int) -> Iterator[Sequence[int]]:
+        """Yield the epoch's global batches as positions; images of one class stand together."""
+
+
+class SamplerConfig(Protocol):
+    """Options of a sampler."""
+
+    def build(self, labels: NDArray[Any], cameras: NDArray[Any], seed: int) -> Sampler:
+        """Build it for images with classes `labels` and `cameras`, both (N,) int."""
+
+
+class MetricState(Protocol):
+    """A metric's running tally over blocks of queries."""
+
+    def update(self, block: RankingBlock) -> None:
+        """Take in one block of ranked queries."""
+
+    def merge(self, other: Any) -> None:
+        """Take in the tally that another process made of other queries."""
+
+    def result(self) -> Mapping[str, float]:
+        """Return the named figures, fractions of 1."""
+
+
+class Metric(Protocol):
+    """Judges rankings, a block of queries at a time."""
+
+    def start(self, problem: Problem) -> MetricState:
+        """Begin a tally for `problem`."""
+
+
+class MetricConfig(Protocol):
+    """Options of a metric."""
+
+    def build(self) -> Metric:
+        """Build it."""
+
+
+class Prepared(Protocol):
+    """A post-processor that has seen the whole problem."""
+
+    problem: Problem
+
+    def rows(self, rows: slice, distances: Tensor) -> Tensor:
+        """(q, G) distances of the queries in `rows` -> (q, G) distances that replace them."""
+
+
+class Postprocessor(Protocol):
+    """Improves features or distances after extraction.
+
+    Stage `features` changes the features, `graph` looks at all neighbours (one at most), `rows` re-scores a block
+    of distances; they run in that order. `needs` are names of `Features.extras`.
+    """
+
+    stage: Literal["features", "graph", "rows"]
+    needs: tuple[str, ...]
+
+    def prepare(self, problem: Problem) -> Prepared:
+        """Look at the whole problem once."""
+
+
+class PostprocessorConfig(Protocol):
+    """Options of a post-processor."""
+
+    def build(self) -> Postprocessor:
+        """Build it."""
+
+
+class Artifact(Protocol):
+    """An exported model that can be run."""
+
+    files: Sequence[Path]
+
+    def run(self, images: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
+        """(B, H, W, 3) uint8 RGB -> `{"embedding": (B, D) float32, ...}`."""
+
+
+class Exporter(Protocol):
+    """Writes a model as a file for another engine; `tolerance` is the largest 1 - cosine it may differ by."""
+
+    tolerance: float
+
+    def export(self, model: Any, images: NDArray[Any], folder: Path) -> Artifact:
+        """Write `model` into `folder`; `images` (B, H, W, 3) uint8 are real examples."""
+
+
+class ExporterConfig(Protocol):
+    """Options of an exporter."""
+
+    def build(self) -> Exporter:
+        """Build it."""
+
+
+class DatasetConfig(Protocol):
+    """Options of a data set; the built part is its lists of samples."""
+
+    def build(self) -> Splits:
+        """Read the lists (not the images)."""
+
+
+class Transform(Protocol):
+    """Changes one training image. Randomness comes from torch's global generator, which the loader seeds.
+
+    `resizes` says that the result has the input size of the recipe whatever came in.
+    """
+
+    resizes: bool
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(3, H, W) uint8 RGB -> (3, H', W') uint8 RGB."""
+
+
+class TransformConfig(Protocol):
+    """Options of a transform."""
+
+    def build(self, height: int, width: int) -> Transform:
+        """Build it for an input size of `height` by `width` pixels."""
+
+
+class OptimizerConfig(Protocol):
+    """Options of an optimizer."""
+
+    def build(self, parameters: Sequence[tuple[str, nn.Parameter]]) -> Optimizer:
+        """Build it for named parameters."""
+
+
+class Schedule(Protocol):
+    """The learning rate's course: a pure function of the step."""
+
+    def __call__(self, step: int) -> float:
+        """Return the factor on the optimizer's learning rate at `step`, counted from 0."""
+
+
+class SchedulerConfig(Protocol):
+    """Options of a schedule."""
+
+    def build(self, steps_per_epoch: int, epochs: int) -> Schedule:
+        """Build it for the length of the training."""
+
+
+class Task(Protocol):
+    """What is learned, while the loop says when."""
+
+    def prepare(self, run: Any) -> None:
+        """Look at the run before its optimizer is made; may wrap the model or add parameters."""
+
+    def round(self, epoch: int, run: Any) -> Mapping[str, Stream] | None:
+        """Return what to train on from this epoch on, or None: as before. The first call must return streams."""
+
+    def losses(self, batches: Mapping[str, Batch], step: Step) -> Mapping[str, Tensor]:
+        """Return the weighted terms of the objective for one batch of each stream."""
+
+    def deploy(self) -> Any:
+        """Return the plain model that is evaluated, saved and exported."""
+
+
+class TaskConfig(Protocol):
+    """Options of a task."""
+
+    def build(self) -> Task:
+        """Build it."""
+
+
+class Logger(Protocol):
+    """Receives what a run reports."""
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Take one event: a flat mapping with a "kind" of "step", "epoch" or "evaluation"."""
+
+    def close(self) -> None:
+        """Flush and release; called once."""
+
+
+class LoggerConfig(Protocol):
+    """Options of a logger."""
+
+    def build(self, folder: Path) -> Logger:
+        """Build it for the run folder."""
+
+
+@frozen
+class Kind:
+    """One kind of part: its name in messages, its hook, and the protocol of its configs."""
+
+    name: str
+    plural: str
+    protocol: type
+
+    @property
+    def hook(self) -> str:
+        """The name of the hook that offers components of this kind."""
+        return f"reidcore_{self.plural}"
+
+    @property
+    def one(self) -> str:
+        """The name with its article: "an aggregator"."""
+        return f"{'an' if self.name[0] in 'aeo' else 'a'} {self.name}"
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("backbone", "backbones", BackboneConfig),
+        Kind("aggregator", "aggregators", AggregatorConfig),
+        Kind("head", "heads", HeadConfig),
+        Kind("loss", "losses", LossConfig),
+        Kind("sampler", "samplers", SamplerConfig),
+        Kind("metric", "metrics", MetricConfig),
+        Kind("postprocessor", "postprocessors", PostprocessorConfig),
+        Kind("exporter", "exporters", ExporterConfig),
+        Kind("dataset", "datasets", DatasetConfig),
+        Kind("transform", "transforms", TransformConfig),
+        Kind("optimizer", "optimizers", OptimizerConfig),
+        Kind("scheduler", "schedulers", SchedulerConfig),
+        Kind("task", "tasks", TaskConfig),
+        Kind("logger", "loggers", LoggerConfig),
+    )
+}
+
+__all__ = ["KINDS", "Kind", "Features", *(kind.protocol.__name__ for kind in KINDS.values())]

@@ -1,0 +1,69 @@
+"""The model: normalisation, backbone, aggregator and one head a view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reidcore.errors import ContractError
+from reidcore.kinds import Aggregator, Backbone, Head
+from reidcore.types import Output
+
+
+class Normalize(nn.Module):
+    """(B, 3, H, W) pixel values in 0..255 -> float32, less the mean and over the standard deviation; never in place."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        shape = (1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(mean).view(shape) * 255, persistent=False)
+        self.register_buffer("scale", 1 / (torch.tensor(std).view(shape) * 255), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return normalised images of the same shape."""
+        return (images.float() - self.mean) * self.scale
+
+
+class Model(nn.Module):
+    """Images in, `Output` out (paper, Figure 1). Shapes: B batch, D embedding.
+
+    The embedding concatenates the head outputs (after their norm) of the views that the aggregator names in `embed`.
+    """
+
+    def __init__(self, backbone: Backbone, aggregator: Aggregator, heads: Mapping[str, Head]) -> None:
+        super().__init__()
+        self.normalize = Normalize(backbone.mean, backbone.std)
+        self.backbone: Any = backbone
+        self.aggregator: Any = aggregator
+        self.heads = nn.ModuleDict(heads)  # type: ignore[arg-type]
+        missing = [name for name in aggregator.needs if name not in backbone.shapes]
+        if missing:
+            raise ContractError(
+                f"aggregator: it needs map '{missing[0]}'; the backbone offers {', '.join(backbone.shapes)}"
+            )
+
+    @property
+    def dim(self) -> int:
+        """The embedding's dimension, D."""
+        return sum(self.heads[view].dim for view in self.aggregator.embed)  # type: ignore[misc]
+
+    def forward(self, images: Tensor, want: Sequence[str] = (), cameras: Tensor | None = None) -> Output:
+        """(B, 3, H, W) pixel values in 0..255 -> Output with the maps named in `want`."""
+        names = tuple(dict.fromkeys((*self.aggregator.needs, *want)))
+        maps = self.backbone(self.normalize(images), names, cameras)
+        views = self.aggregator(maps)
+        outs = {view: self.heads[view](vector) for view, vector in views.vectors.items()}
+        return Output(
+            embedding=torch.cat([outs[view].after for view in self.aggregator.embed], 1),
+            before={view: out.before for view, out in outs.items()},
+            after={view: out.after for view, out in outs.items()},
+            logits={view: out.logits for view, out in outs.items() if out.logits is not None},
+            maps={name: maps[name] for name in want},
+            extras=views.extras,
+        )

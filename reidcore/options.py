@@ -1,0 +1,60 @@
+"""The core's own options: the tables of a recipe that configure no component."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from attrs import frozen
+
+from reidcore.component import option
+
+
+@frozen(kw_only=True)
+class RunOptions:
+    """Options of the run as a whole."""
+
+    name: str = option("", help="name of the run folder; the recipe's file name when empty")
+    seed: int = option(1, help="seeds everything random", at_least=0)
+    device: str = option("auto", help="'auto', 'cpu', 'cuda' or 'cuda:1'")
+    deterministic: bool = option(False, help="refuse operations whose result depends on timing")
+    output: Path = option(Path("runs"), help="folder of run folders")
+
+
+@frozen(kw_only=True)
+class InputOptions:
+    """Size of the images that the model sees, and how they are read."""
+
+    height: int = option(256, help="pixels", at_least=1)
+    width: int = option(128, help="pixels", at_least=1)
+    workers: int | None = option(None, help="loader processes; as many as cores (at most 8) when absent", at_least=0)
+
+
+@frozen(kw_only=True)
+class TrainingOptions:
+    """Options of the training loop."""
+
+    epochs: int = option(60, help="number of epochs", at_least=0)
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", help="'auto': bfloat16 where the machine computes in it, else float32"
+    )
+    freeze: tuple[str, ...] = option((), help="module-path prefixes that do not learn at first")
+    freeze_iterations: int = option(0, help="for how many iterations they do not", at_least=0)
+    ema: float = option(0.0, help="decay of the weights' moving average; 0 is off", at_least=0, below=1)
+    clip_norm: float = option(0.0, help="largest norm of the gradient; 0 is off", at_least=0)
+    accumulate: int = option(1, help="batches whose gradients are averaged into one step", at_least=1)
+    checkpoint_every: int = option(1, help="epochs; after 5 minutes in any case", at_least=1)
+
+
+@frozen(kw_only=True)
+class EvaluationOptions:
+    """Options of evaluation during and after training."""
+
+    distance: Literal["cosine", "euclidean"] = option("cosine", help="distance between embeddings")
+    every: int = option(0, help="epochs between evaluations; 0 is at the end only", at_least=0)
+    before: bool = option(False, help="also evaluate before training")
+    flip: bool = option(True, help="average the embeddings of an image and its mirror image")
+    holdout: float = option(
+        0.0, help="share of the training identities kept out to choose the best epoch by", at_least=0, below=1
+    )
+    batch: int = option(64, help="images a step", at_least=1)

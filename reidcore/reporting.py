@@ -1,0 +1,139 @@
+"""Where a run's events go: the terminal and `log.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from reidcore.errors import RunError, os_message
+
+PLAIN_SECONDS = 10.0
+
+
+class JsonLines:
+    """Appends each event to a file as one JSON object a line.
+
+    A "resume" event drops the lines of steps that the checkpoint does not know: they will come again.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            self.stream = file.open("a", encoding="utf-8")
+        except OSError as error:
+            raise RunError(os_message(error, "write", file)) from None
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Write one event."""
+        if event["kind"] == "resume":
+            self._forget_after(event["step"])
+        try:
+            self.stream.write(json.dumps(event) + "\n")
+            self.stream.flush()
+        except OSError as error:
+            raise RunError(os_message(error, "write", self.file)) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self.stream.close()
+
+    def _forget_after(self, step: int) -> None:
+        kept = []
+        for line in self.file.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line + "\n")
+            except ValueError:  # the line that was being written when the run was killed
+                continue
+        self.stream.close()
+        partial = self.file.with_name(f".{self.file.name}.partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(self.file)
+        self.stream = self.file.open("a", encoding="utf-8")
+
+
+class Terminal:
+    """Shows a live bar with loss, learning rate, speed and time left; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self.live = console.is_terminal and not quiet
+        self.progress: Progress | None = None
+        self.bar: TaskID | None = None
+        self.last_line = time.monotonic()
+
+    def note(self, text: str) -> None:
+        """Show a sentence."""
+        if not self.quiet:
+            self.console.print(text, highlight=False)
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Show one event."""
+        if self.quiet:
+            return
+        if event["kind"] == "step":
+            self._step(event)
+        elif event["kind"] == "epoch":
+            self.console.print(
+                f"epoch {event['epoch']}: loss {event['loss']:.3f}, {event['images_per_second']:.0f} images/s, "
+                f"{event['seconds']:.0f} s",
+                highlight=False,
+            )
+        elif event["kind"] == "evaluation":
+            figures = ", ".join(f"{name} {value:.3f}" for name, value in event["metrics"].items())
+            covered = f"{event['covered']} of {event['queries']} queries"
+            self.console.print(f"{event['test']}: {figures} ({covered})", highlight=False)
+        elif event["kind"] == "resume":
+            self.console.print(f"going on from step {event['step']}", highlight=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _step(self, event: Mapping[str, Any]) -> None:
+        text = (
+            f"loss {event['loss']:.3f}  lr {event['lr']:.2e}  {event['images_per_second']:.0f} images/s  "
+            f"{duration(event['seconds_left'])} left"
+        )
+        if self.live:
+            if self.progress is None:
+                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+                self.progress = Progress(*columns, console=self.console, transient=True)
+                self.progress.start()
+                self.bar = self.progress.add_task("training", total=event["steps"], text="")
+            assert self.bar is not None
+            self.progress.update(self.bar, completed=event["step"], text=text, description=f"epoch {event['epoch']}")
+        elif time.monotonic() - self.last_line > PLAIN_SECONDS:
+            self.last_line = time.monotonic()
+            self.console.print(f"epoch {event['epoch']}, step {event['step']}/{event['steps']}: {text}", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time as "1:02:03" or "2:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def metrics_table(rows: Mapping[str, Mapping[str, float]], title: str = "") -> Table:
+    """Return a table with a row a label and a column a metric, in percent."""
+    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for label, figures in rows.items():
+        table.add_row(label, *(f"{figures[name]:.1%}" if name in figures else "" for name in names))
+    return table
+
+
+__all__ = ["JsonLines", "Terminal", "duration", "metrics_table"]

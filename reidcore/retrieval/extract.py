@@ -1,0 +1,60 @@
+"""From images to features with a model. N images, B batch, D embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reidcore.types import Features, Sample
+
+
+@torch.inference_mode()
+def extract(
+    model: Callable[..., object],
+    samples: Sequence[Sample],
+    *,
+    size: tuple[int, int],
+    batch: int = 64,
+    flip: bool = True,
+    workers: int | None = None,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
+    done: Callable[[int], None] = lambda count: None,
+) -> Features:
+    """Return the features of `samples`, resized to `size` (height, width), in their order.
+
+    `flip` averages the embeddings of each image and its mirror image. `done` is told how many images were added.
+    The model is put into evaluation mode, and back into the mode that it was in. Raises DataError for a bad image.
+    """
+    from reidcore.builtin.modules.transforms import Resize
+    from reidcore.data import test_batches
+
+    device = torch.device(device)
+    training = model.training  # type: ignore[attr-defined]
+    model.eval()  # type: ignore[attr-defined]
+    embeddings: list[Tensor] = []
+    extras: dict[str, list[Tensor]] = {}
+    batches = test_batches(samples, [Resize(*size)], size=size, batch=batch, workers=workers, device=device)
+    try:
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            for images in batches:
+                output = model(images)
+                embedding = output.embedding.float()  # type: ignore[attr-defined]
+                if flip:
+                    embedding = (embedding + model(images.flip(3)).embedding.float()) / 2  # type: ignore[attr-defined]
+                embeddings.append(embedding.cpu())
+                for name, value in output.extras.items():  # type: ignore[attr-defined]
+                    extras.setdefault(name, []).append(value.float().cpu())
+                done(len(images))
+    finally:
+        model.train(training)  # type: ignore[attr-defined]
+    return Features(
+        embeddings=torch.cat(embeddings).numpy() if embeddings else np.zeros((0, 0), np.float32),
+        identities=np.array([sample.identity for sample in samples], dtype=np.int64),
+        cameras=np.array([sample.camera for sample in samples], dtype=np.int64),
+        paths=tuple(sample.name for sample in samples),
+        extras={name: torch.cat(values).numpy() for name, values in extras.items()},
+    )

@@ -1,0 +1,197 @@
+"""What travels between parts.
+
+Legend of shapes: B batch, D embedding, C channels, H W height and width, N images, Q G queries and gallery,
+K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
+
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+    from torch import Tensor
+
+T = TypeVar("T")
+
+UNKNOWN = -1
+"""The identity of an unlabelled image, and the camera of an image whose camera is not known."""
+
+
+class Picture(Protocol):
+    """An image that is not a file: a drawing, a record of an archive."""
+
+    @property
+    def name(self) -> str:
+        """What messages and reports call it."""
+
+    def open(self) -> Image:
+        """Return the image; called in loader processes, so it must pickle."""
+
+
+@frozen
+class Sample:
+    """One labelled image: a file or a `Picture`, who is on it, and which camera took it."""
+
+    image: Path | Picture
+    identity: int = UNKNOWN
+    camera: int = UNKNOWN
+
+    @property
+    def name(self) -> str:
+        """The path or the picture's name."""
+        return str(self.image) if isinstance(self.image, Path) else self.image.name
+
+
+@frozen
+class Splits:
+    """A data set: training images, and queries to be found in a gallery."""
+
+    train: Sequence[Sample] = ()
+    query: Sequence[Sample] = ()
+    gallery: Sequence[Sample] = ()
+
+
+@frozen
+class Stream:
+    """Images to train on in one round, with the class of each.
+
+    labels: (N,) integers in 0..K-1, or `UNKNOWN`.
+    """
+
+    samples: Sequence[Sample]
+    labels: NDArray[Any]
+
+
+@frozen(eq=False)
+class Batch:
+    """A training batch on the device.
+
+    images: (B, 3, H, W) uint8 RGB; labels: (B,) int64 classes; cameras: (B,) int64;
+    indices: (B,) int64 positions in the stream's samples.
+    """
+
+    images: Tensor
+    labels: Tensor
+    cameras: Tensor
+    indices: Tensor
+
+
+@frozen
+class World:
+    """The processes that share the work: this one is `rank` of `size`."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes files and prints."""
+        return self.rank == 0
+
+
+@frozen
+class MapShape:
+    """Shape of one image's feature map; `signed` maps may hold negative values."""
+
+    channels: int
+    height: int
+    width: int
+    signed: bool = False
+
+
+@frozen
+class Extra:
+    """Shape of one image's extra output, without the batch."""
+
+    shape: tuple[int, ...]
+
+
+@frozen(eq=False)
+class Views:
+    """What an aggregator makes of the maps: `{view: (B, D)}` and `{extra: (B, ...)}`."""
+
+    vectors: Mapping[str, Tensor]
+    extras: Mapping[str, Tensor] = field(factory=dict)
+
+
+@frozen(eq=False)
+class HeadOut:
+    """A head's result: (B, D) before its norm, (B, D) after it, and margin-free (B, K) logits or None."""
+
+    before: Tensor
+    after: Tensor
+    logits: Tensor | None = None
+
+
+@frozen(eq=False)
+class Output:
+    """A model's result, the same in training and in evaluation.
+
+    embedding: (B, D), what retrieval compares; before, after: (B, D) a view; logits: (B, K) a view whose head
+    has a classifier; maps: (B, C, H, W), those that were asked for; extras: (B, ...).
+    """
+
+    embedding: Tensor
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    logits: Mapping[str, Tensor]
+    maps: Mapping[str, Tensor] = field(factory=dict)
+    extras: Mapping[str, Tensor] = field(factory=dict)
+
+
+@frozen
+class Needs:
+    """What a loss wants of the model: views, maps, a kind of logits, or the embeddings of all processes."""
+
+    views: tuple[str, ...] = ()
+    maps: tuple[str, ...] = ()
+    logits: Literal["linear", "cosine"] | None = None
+    gather: bool = False
+
+
+@frozen(eq=False)
+class Step:
+    """The optimisation step in progress: its number from the start of training, and its epoch."""
+
+    number: int
+    epoch: int
+    _cache: dict[str, object] = field(factory=dict, alias="cache")
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """Return `make()`, called once a step however many parts ask for `key`."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return cast(T, self._cache[key])
+
+
+@frozen(eq=False)
+class Parts:
+    """What a loss may look at when it is built: the model it will train, and the number of classes."""
+
+    model: Any
+    classes: int
+
+
+@frozen(eq=False)
+class Features:
+    """Embeddings with their labels: what retrieval works on.
+
+    embeddings: (N, D) float32; identities, cameras: (N,) int; paths: N names or None;
+    groups: (N,) int or None (a sequence, a shot); extras: `{name: (N, ...)}`.
+    """
+
+    embeddings: Any
+    identities: Any
+    cameras: Any
+    paths: Sequence[str] | None = None
+    groups: Any = None
+    extras: Mapping[str, Any] = field(factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.embeddings)

@@ -1,0 +1,72 @@
+"""The built-in metrics: hand-computed values, merging, and their configs."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reidcore.builtin.metrics import CMC, MAP, MINP, reidcore_metrics
+from reidcore.builtin.modules.metrics import average_precision, first_rank, inverse_negative_penalty
+from reidcore.errors import ContractError, DataError
+from reidcore.retrieval import Features, Problem, RankingBlock, evaluate
+from reidcore.retrieval.postprocess import final_distances
+
+
+def test_values_by_hand() -> None:
+    # Matches at places 2, 3 and 6: precisions 1/2, 2/3, 3/6.
+    ranks = np.array([1, 2, 5])
+    assert first_rank(ranks) == 2
+    assert average_precision(ranks) == pytest.approx((1 / 2 + 2 / 3 + 3 / 6) / 3, abs=1e-15)
+    assert inverse_negative_penalty(ranks) == 3 / 6
+
+
+def problem() -> Problem:
+    random = np.random.default_rng(0)
+
+    def side(size: int) -> Features:
+        return Features(
+            random.normal(size=(size, 4)).astype(np.float32),
+            random.integers(0, 12, size),
+            random.integers(0, 3, size),
+        )
+
+    return Problem(side(20), side(50))
+
+
+@pytest.mark.parametrize("config", [CMC(), MAP(), MINP()], ids=str)
+def test_merged_halves_equal_the_whole(config: Any) -> None:
+    whole, first, second = (config.build().start(problem()) for _ in range(3))
+    for rows, distances in final_distances(problem(), "cosine", [], block_bytes=1):
+        block = RankingBlock(rows, distances, *problem().masks(rows))
+        whole.update(block)
+        (first if rows.start % 2 else second).update(block)
+    first.merge(pickle.loads(pickle.dumps(second)))  # as it comes from another process
+    assert first.result() == whole.result()
+    ((name, values),) = first.per_query.items()
+    np.testing.assert_array_equal(values, whole.per_query[name])
+
+
+def test_the_ranks_of_cmc_are_an_option() -> None:
+    side = problem()
+    result = evaluate(side.query, side.gallery, metrics=[CMC(ranks=(1, 20)).build()])
+    assert [*result] == ["rank1", "rank20"]
+    with pytest.raises(ValueError, match="found 0; expected at least 1"):
+        CMC(ranks=(0, 1))
+
+
+def test_two_metrics_of_the_same_figure_are_refused() -> None:
+    side = problem()
+    with pytest.raises(ContractError, match="two metrics report mAP; leave one out"):
+        evaluate(side.query, side.gallery, metrics=[MAP().build(), MAP().build()])
+
+
+def test_a_tally_without_any_match_has_no_figure() -> None:
+    with pytest.raises(DataError, match="none of 20 queries has a match"):
+        MAP().build().start(problem()).result()
+
+
+def test_the_hook_offers_the_three_metrics() -> None:
+    assert [component.name for component in reidcore_metrics()] == ["cmc", "map", "minp"]
