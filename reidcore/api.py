@@ -23,8 +23,9 @@ from reidcore import __version__
 from reidcore.assemble import Evaluator, Test, assemble, build_model, make_evaluator, read_data
 from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import load_metadata, load_tensors, save_tensors
-from reidcore.data import as_pixels, read_image
+from reidcore.data import read_image
 from reidcore.errors import DataError, ReidError, RunError, os_message
+from reidcore.kinds import Logger
 from reidcore.loop import Run, fit
 from reidcore.model import Model
 from reidcore.recipe import Loaded, fill, load_recipe
@@ -71,7 +72,11 @@ def run(
             terminal.note(note)
     exporters = [part.build() for part in loaded.recipe.export]
     _open_folder(folder, resume)
-    loggers = [JsonLines(folder / "log.jsonl"), terminal, *(part.build(folder) for part in loaded.recipe.logger)]
+    loggers: list[Logger] = [
+        JsonLines(folder / "log.jsonl"),
+        terminal,
+        *(part.build(folder) for part in loaded.recipe.logger),
+    ]
 
     def score(model: nn.Module, epoch: int) -> float | None:
         results = _evaluate(run_, evaluator, model, tests, epoch)

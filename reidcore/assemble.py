@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from reidcore.model import Model
 from reidcore.options import EvaluationOptions, InputOptions
 from reidcore.recipe import Loaded, Recipe
 from reidcore.retrieval import coverage
-from reidcore.retrieval.extract import extract
 from reidcore.retrieval.evaluation import Result, evaluate
+from reidcore.retrieval.extract import extract
 from reidcore.retrieval.postprocess import check_chain
-from reidcore.types import UNKNOWN, Features, Parts, Sample, Splits, Stream, World
+from reidcore.types import ALONE, UNKNOWN, Features, Parts, Sample, Splits, Stream, World
 
 
 @frozen(eq=False)
@@ -42,12 +42,16 @@ class Test:
 
     def coverage_note(self) -> str:
         """Return why some queries have no match, or an empty text. Raises DataError when none has one."""
-        columns = [
-            [getattr(sample, name) for sample in part]
-            for part in (self.splits.query, self.splits.gallery)
-            for name in ("identity", "camera")
-        ]
-        found = coverage(*columns, self.protocol)
+        query, gallery = self.splits.query, self.splits.gallery
+        found = coverage(
+            [sample.identity for sample in query],
+            [sample.camera for sample in query],
+            [sample.identity for sample in gallery],
+            [sample.camera for sample in gallery],
+            self.protocol,
+            query_paths=[sample.name for sample in query],
+            gallery_paths=[sample.name for sample in gallery],
+        )
         if not found.queries:
             raise DataError(f"test set '{self.label}' has no query images")
         if not found.covered:
@@ -148,8 +152,14 @@ def _hold_out(samples: list[Sample], share: float, seed: int) -> tuple[list[Samp
 def build_model(recipe: Recipe, classes: int) -> Model:
     """Build the model of a recipe, with `classes` rows in each classifier. Raises ContractError for a misfit."""
     backbone = recipe.backbone.build(recipe.input.height, recipe.input.width)
-    backbone.shapes = _Offers(backbone.shapes, "the backbone offers no map")
-    aggregator = recipe.aggregator.build(backbone)
+    try:
+        aggregator = recipe.aggregator.build(backbone)
+    except KeyError as error:
+        if (name := error.args[0]) in backbone.shapes:
+            raise
+        raise ContractError(
+            f"aggregator: there is no map '{name}'; {_offer(str(name), list(backbone.shapes))}"
+        ) from None
     heads = {view: recipe.head.build(dim, classes) for view, dim in aggregator.views.items()}
     model = Model(backbone, aggregator, heads)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
@@ -169,22 +179,11 @@ def build_losses(recipe: Recipe, model: Model, classes: int) -> Losses:
             for name in names:
                 if name not in offered:
                     raise ContractError(f"{where}: there is no {what} '{name}'; {_offer(name, offered)}")
-        kinds = {model.heads[view].logits for view in needs.views}
-        if needs.logits and kinds - {needs.logits}:
+        kinds = {str(model.heads[view].logits) for view in needs.views}
+        if needs.logits and kinds != {needs.logits}:
             raise ContractError(f"{where}: it needs {needs.logits} logits; the head gives {', '.join(kinds)} ones")
         terms.append((term.weight, loss))
     return Losses(terms)
-
-
-class _Offers(dict[str, Any]):
-    """A mapping whose missing key is an error that names what there is."""
-
-    def __init__(self, items: Mapping[str, Any], complaint: str) -> None:
-        super().__init__(items)
-        self.complaint = complaint
-
-    def __missing__(self, key: str) -> Any:
-        raise ContractError(f"{self.complaint} '{key}'; {_offer(key, list(self))}")
 
 
 def _offer(name: str, offered: Sequence[str]) -> str:
@@ -193,7 +192,7 @@ def _offer(name: str, offered: Sequence[str]) -> str:
 
 
 def check_build(loaded: Loaded) -> None:
-    """Assemble the model, the losses and the rest without data and without memory. Raises ContractError or ReidError."""
+    """Build the model, the losses and the rest without data and without memory. Raises ContractError, ReidError."""
     recipe = loaded.recipe
     with torch.device("meta"):
         model = build_model(recipe, classes=2)
@@ -294,7 +293,7 @@ def assemble(
     folder: Path,
     loggers: Sequence[Logger],
     score: Callable[[nn.Module, int], float | None],
-    world: World = World(),
+    world: World = ALONE,
 ) -> Run:
     """Wire the recipe's parts into a run that `loop.fit` can train."""
     recipe = loaded.recipe

@@ -197,11 +197,10 @@ def _load(name: str, origin: str, version: str, load: Callable[[], object], *mor
 
 def _refuse_unknown_hooks(part: object) -> None:
     hooks = {kind.hook for kind in KINDS.values()}
-    for attribute in dir(part):
+    for attribute in set(dir(part)) - hooks:
         if attribute.startswith("reidcore_") and hasattr(getattr(part, attribute), "reidcore_impl"):
-            if attribute not in hooks:
-                near = get_close_matches(attribute, hooks, 1)
-                raise ReidError(f"no hook is called {attribute}" + (f"; did you mean {near[0]}?" if near else ""))
+            near = get_close_matches(attribute, hooks, 1)
+            raise ReidError(f"no hook is called {attribute}" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def _offers(manager: pluggy.PluginManager, kind: Kind, plugin: str) -> tuple[Component, ...]:

@@ -39,69 +39,111 @@ hookimpl = HookimplMarker("reidcore")
 
 @hookspec
 def reidcore_backbones() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer backbones: what turns an image into feature maps. Their configs follow `reidcore.kinds.BackboneConfig`."""
+    """Offer backbones: what turns an image into feature maps.
+
+    Their configs follow `reidcore.kinds.BackboneConfig`.
+    """
 
 
 @hookspec
 def reidcore_aggregators() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer aggregators: what turns feature maps into one vector a view. Their configs follow `reidcore.kinds.AggregatorConfig`."""
+    """Offer aggregators: what turns feature maps into one vector a view.
+
+    Their configs follow `reidcore.kinds.AggregatorConfig`.
+    """
 
 
 @hookspec
 def reidcore_heads() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer heads: what turns a vector into an embedding and class scores. Their configs follow `reidcore.kinds.HeadConfig`."""
+    """Offer heads: what turns a vector into an embedding and class scores.
+
+    Their configs follow `reidcore.kinds.HeadConfig`.
+    """
 
 
 @hookspec
 def reidcore_losses() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer losses: terms of the training objective. Their configs follow `reidcore.kinds.LossConfig`."""
+    """Offer losses: terms of the training objective.
+
+    Their configs follow `reidcore.kinds.LossConfig`.
+    """
 
 
 @hookspec
 def reidcore_samplers() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer samplers: what chooses the images of every batch. Their configs follow `reidcore.kinds.SamplerConfig`."""
+    """Offer samplers: what chooses the images of every batch.
+
+    Their configs follow `reidcore.kinds.SamplerConfig`.
+    """
 
 
 @hookspec
 def reidcore_metrics() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer metrics: what judges a ranking. Their configs follow `reidcore.kinds.MetricConfig`."""
+    """Offer metrics: what judges a ranking.
+
+    Their configs follow `reidcore.kinds.MetricConfig`.
+    """
 
 
 @hookspec
 def reidcore_postprocessors() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer post-processors: what improves features or distances after extraction. Their configs follow `reidcore.kinds.PostprocessorConfig`."""
+    """Offer post-processors: what improves features or distances after extraction.
+
+    Their configs follow `reidcore.kinds.PostprocessorConfig`.
+    """
 
 
 @hookspec
 def reidcore_exporters() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer exporters: what writes a model for another engine. Their configs follow `reidcore.kinds.ExporterConfig`."""
+    """Offer exporters: what writes a model for another engine.
+
+    Their configs follow `reidcore.kinds.ExporterConfig`.
+    """
 
 
 @hookspec
 def reidcore_datasets() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer data sets: lists of labelled images. Their configs follow `reidcore.kinds.DatasetConfig`."""
+    """Offer data sets: lists of labelled images.
+
+    Their configs follow `reidcore.kinds.DatasetConfig`.
+    """
 
 
 @hookspec
 def reidcore_transforms() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer transforms: what changes a training image. Their configs follow `reidcore.kinds.TransformConfig`."""
+    """Offer transforms: what changes a training image.
+
+    Their configs follow `reidcore.kinds.TransformConfig`.
+    """
 
 
 @hookspec
 def reidcore_optimizers() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer optimizers. Their configs follow `reidcore.kinds.OptimizerConfig`."""
+    """Offer optimizers.
+
+    Their configs follow `reidcore.kinds.OptimizerConfig`.
+    """
 
 
 @hookspec
 def reidcore_schedulers() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer schedules of the learning rate. Their configs follow `reidcore.kinds.SchedulerConfig`."""
+    """Offer schedules of the learning rate.
+
+    Their configs follow `reidcore.kinds.SchedulerConfig`.
+    """
 
 
 @hookspec
 def reidcore_tasks() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer tasks: what is learned, while the loop says when. Their configs follow `reidcore.kinds.TaskConfig`."""
+    """Offer tasks: what is learned, while the loop says when.
+
+    Their configs follow `reidcore.kinds.TaskConfig`.
+    """
 
 
 @hookspec
 def reidcore_loggers() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Offer loggers: receivers of what a run reports. Their configs follow `reidcore.kinds.LoggerConfig`."""
+    """Offer loggers: receivers of what a run reports.
+
+    Their configs follow `reidcore.kinds.LoggerConfig`.
+    """

@@ -24,19 +24,24 @@ if TYPE_CHECKING:
 
 
 class Backbone(Protocol):
-    """Turns images into named feature maps.
+    """Turns images into named feature maps, of which it offers `shapes`, earliest first.
 
-    `shapes` says what it offers, earliest first; `mean` and `std` (of pixel values in 0..1, RGB) are what the model's
-    first layer normalises with.
+    The model's first layer normalises with its `mean` and `std`.
     """
 
-    shapes: Mapping[str, MapShape]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    @property
+    def shapes(self) -> Mapping[str, MapShape]:
+        """Shape of each map for the input size that it was built for."""
 
-    def __call__(
-        self, images: Tensor, want: Sequence[str], cameras: Tensor | None = None
-    ) -> Mapping[str, Tensor]:
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Mean of pixel values in 0..1, RGB."""
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Standard deviation of pixel values in 0..1, RGB."""
+
+    def __call__(self, images: Tensor, want: Sequence[str], cameras: Tensor | None = None) -> Mapping[str, Tensor]:
         """(B, 3, H, W) normalised float -> `{name: (B, C, H, W)}` for each name in `want`."""
 
     def tail(self, after: str) -> nn.Module:
@@ -51,16 +56,23 @@ class BackboneConfig(Protocol):
 
 
 class Aggregator(Protocol):
-    """Turns maps into vectors: one a view, and extras.
+    """Turns maps into vectors, one a view, and extras."""
 
-    `needs` are map names, `views` the dimension of each view, `embed` the views whose head outputs make the
-    embedding, `extras` the shapes of what else it emits.
-    """
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the maps that it reads."""
 
-    needs: tuple[str, ...]
-    views: Mapping[str, int]
-    embed: tuple[str, ...]
-    extras: Mapping[str, Extra]
+    @property
+    def views(self) -> Mapping[str, int]:
+        """Dimension of each view."""
+
+    @property
+    def embed(self) -> tuple[str, ...]:
+        """The views whose head outputs, joined, are the embedding."""
+
+    @property
+    def extras(self) -> Mapping[str, Extra]:
+        """Shape of each extra."""
 
     def __call__(self, maps: Mapping[str, Tensor]) -> Views:
         """`{map: (B, C, H, W)}` -> views of (B, D)."""
@@ -76,8 +88,13 @@ class AggregatorConfig(Protocol):
 class Head(Protocol):
     """Turns one view's vector into an embedding and class scores; one is built a view."""
 
-    dim: int
-    logits: Literal["linear", "cosine"]
+    @property
+    def dim(self) -> int:
+        """Dimension of what it puts out, D."""
+
+    @property
+    def logits(self) -> Literal["linear", "cosine"]:
+        """What its logits are: products with rows, or cosines."""
 
     def __call__(self, x: Tensor) -> HeadOut:
         """(B, D) -> before the norm, after it, margin-free logits."""
@@ -96,7 +113,9 @@ class HeadConfig(Protocol):
 class Loss(Protocol):
     """One term of the objective. It may own parameters, which are trained with the model's."""
 
-    needs: Needs
+    @property
+    def needs(self) -> Needs:
+        """What it reads of the model's output."""
 
     def __call__(self, output: Output, batch: Batch, step: Step) -> Mapping[str, Tensor]:
         """Return named scalar terms; the recipe's `weight` is applied afterwards."""
@@ -129,6 +148,10 @@ class SamplerConfig(Protocol):
 class MetricState(Protocol):
     """A metric's running tally over blocks of queries."""
 
+    @property
+    def per_query(self) -> Mapping[str, NDArray[Any]]:
+        """`{name: (Q,)}`, what the figures are made of, NaN for a query that does not count; may be empty."""
+
     def update(self, block: RankingBlock) -> None:
         """Take in one block of ranked queries."""
 
@@ -156,7 +179,9 @@ class MetricConfig(Protocol):
 class Prepared(Protocol):
     """A post-processor that has seen the whole problem."""
 
-    problem: Problem
+    @property
+    def problem(self) -> Problem:
+        """The problem with the features that replace the old ones; as it was when they stay."""
 
     def rows(self, rows: slice, distances: Tensor) -> Tensor:
         """(q, G) distances of the queries in `rows` -> (q, G) distances that replace them."""
@@ -166,11 +191,16 @@ class Postprocessor(Protocol):
     """Improves features or distances after extraction.
 
     Stage `features` changes the features, `graph` looks at all neighbours (one at most), `rows` re-scores a block
-    of distances; they run in that order. `needs` are names of `Features.extras`.
+    of distances; they run in that order.
     """
 
-    stage: Literal["features", "graph", "rows"]
-    needs: tuple[str, ...]
+    @property
+    def stage(self) -> Literal["features", "graph", "rows"]:
+        """When it runs."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the extras that it reads."""
 
     def prepare(self, problem: Problem) -> Prepared:
         """Look at the whole problem once."""
@@ -186,16 +216,20 @@ class PostprocessorConfig(Protocol):
 class Artifact(Protocol):
     """An exported model that can be run."""
 
-    files: Sequence[Path]
+    @property
+    def files(self) -> Sequence[Path]:
+        """What was written."""
 
     def run(self, images: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
         """(B, H, W, 3) uint8 RGB -> `{"embedding": (B, D) float32, ...}`."""
 
 
 class Exporter(Protocol):
-    """Writes a model as a file for another engine; `tolerance` is the largest 1 - cosine it may differ by."""
+    """Writes a model as a file for another engine."""
 
-    tolerance: float
+    @property
+    def tolerance(self) -> float:
+        """Largest accepted 1 - cosine between the artifact's embeddings and the model's."""
 
     def export(self, model: Any, images: NDArray[Any], folder: Path) -> Artifact:
         """Write `model` into `folder`; `images` (B, H, W, 3) uint8 are real examples."""
@@ -216,12 +250,11 @@ class DatasetConfig(Protocol):
 
 
 class Transform(Protocol):
-    """Changes one training image. Randomness comes from torch's global generator, which the loader seeds.
+    """Changes one training image. Randomness comes from torch's global generator, which the loader seeds."""
 
-    `resizes` says that the result has the input size of the recipe whatever came in.
-    """
-
-    resizes: bool
+    @property
+    def resizes(self) -> bool:
+        """Whether the result has the input size whatever came in."""
 
     def __call__(self, image: Tensor) -> Tensor:
         """(3, H, W) uint8 RGB -> (3, H', W') uint8 RGB."""

@@ -21,10 +21,10 @@ from torch.optim import Optimizer
 from reidcore.checkpoint import load_state, random_state, save_state, set_random_state
 from reidcore.data import Loader
 from reidcore.errors import DataError, RunError
-from reidcore.kinds import Logger, Loss, Sampler, Schedule, Task
+from reidcore.kinds import Logger, Loss, Schedule, Task
 from reidcore.model import Model
 from reidcore.options import TrainingOptions
-from reidcore.types import Batch, Output, Step, Stream, World
+from reidcore.types import ALONE, Batch, Output, Step, Stream, World
 
 SAVE_SECONDS = 300.0
 KEPT = 2
@@ -71,7 +71,7 @@ class Run:
     device: torch.device
     precision: torch.dtype
     loggers: Sequence[Logger] = ()
-    world: World = World()
+    world: World = ALONE
     streams: Mapping[str, Stream] = field(factory=dict, init=False)
     loaders: Mapping[str, Loader] = field(factory=dict, init=False)
     optimizer: Any = field(default=None, init=False)
@@ -161,13 +161,11 @@ def _epoch(run: Run, freezer: _Freezer) -> None:
             for group in run.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
             run.optimizer.zero_grad(set_to_none=True)
-        losses = run.task.losses(
-            dict(zip(run.loaders, batches, strict=True)), Step(number=run.step, epoch=run.epoch)
-        )
+        losses = run.task.losses(dict(zip(run.loaders, batches, strict=True)), Step(number=run.step, epoch=run.epoch))
         total = torch.stack([value.float() for value in losses.values()]).sum()
         values = {name: float(value.detach()) for name, value in losses.items()}
         _require_finite(run, values)
-        (total / group_size).backward()
+        (total / group_size).backward()  # type: ignore[no-untyped-call]
         run.batches_done += 1
         images += sum(len(batch.labels) for batch in batches)
         for name, value in values.items():
@@ -186,8 +184,10 @@ def _epoch(run: Run, freezer: _Freezer) -> None:
                 part.after_step(run)
         now = time.monotonic()
         rate = images / max(now - started, 1e-9)
-        left = (options.epochs * steps_per_epoch - run.step) * (now - started) / max(
-            1, math.ceil((run.batches_done - first_batch) / options.accumulate)
+        left = (
+            (options.epochs * steps_per_epoch - run.step)
+            * (now - started)
+            / max(1, math.ceil((run.batches_done - first_batch) / options.accumulate))
         )
         run.log(
             kind="step",
@@ -246,7 +246,7 @@ def _require_finite(run: Run, values: Mapping[str, float]) -> None:
     shown = ", ".join(f"{name} = {value:.4g}" for name, value in values.items())
     raise RunError(
         f"the loss is not a number any more at epoch {run.epoch + 1}, step {run.step + 1} ({shown}); lower "
-        "optimizer.lr, set training.clip_norm = 5.0, or write training.precision = \"float32\", then go on from the "
+        'optimizer.lr, set training.clip_norm = 5.0, or write training.precision = "float32", then go on from the '
         f"last checkpoint in {run.folder / 'checkpoints'} with --resume"
     )
 

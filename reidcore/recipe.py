@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from reidcore.catalog import Catalog, discover
 from reidcore.component import option
-from reidcore.errors import RecipeError, ReidError, UnknownComponent, os_message
+from reidcore.errors import RecipeError, ReidError, os_message
 from reidcore.kinds import (
     AggregatorConfig,
     BackboneConfig,
@@ -313,7 +313,8 @@ def _cross_check(recipe: Recipe, catalog: Catalog) -> list[Problem]:
             message = f"two tests are called '{label}'; give one of them a label"
             problems.append(Problem(("test", position), message))
         labels[label] = position
-    if any(part in ("", ".", "..") for part in Path(recipe.run.name or "x").parts) or Path(recipe.run.name).is_absolute():
+    name = Path(recipe.run.name)
+    if name.is_absolute() or ".." in name.parts:
         problems.append(Problem(("run", "name"), f"found '{recipe.run.name}'; expected the name of a folder"))
     if all(entry.role == "target" for entry in recipe.train):
         problems.append(Problem(("train", 0, "role"), "every data set is a target; expected a source"))

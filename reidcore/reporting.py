@@ -106,15 +106,22 @@ class Terminal:
         )
         if self.live:
             if self.progress is None:
-                columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-                self.progress = Progress(*columns, console=self.console, transient=True)
+                self.progress = Progress(
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TextColumn("{task.fields[text]}"),
+                    console=self.console,
+                    transient=True,
+                )
                 self.progress.start()
                 self.bar = self.progress.add_task("training", total=event["steps"], text="")
             assert self.bar is not None
             self.progress.update(self.bar, completed=event["step"], text=text, description=f"epoch {event['epoch']}")
         elif time.monotonic() - self.last_line > PLAIN_SECONDS:
             self.last_line = time.monotonic()
-            self.console.print(f"epoch {event['epoch']}, step {event['step']}/{event['steps']}: {text}", highlight=False)
+            where = f"epoch {event['epoch']}, step {event['step']}/{event['steps']}"
+            self.console.print(f"{where}: {text}", highlight=False)
 
 
 def duration(seconds: float) -> str:

@@ -222,11 +222,11 @@ def _attrs(converter: Converter, table: Any, cls: Any) -> Any:
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, field in fields.items():
+        prefix: TomlPath = () if name == inline else (name,)
         if name == inline:
-            source, prefix = rest, ()
+            source = rest
         elif name in given or "default_table" in field.metadata:
             source = given.get(name, field.metadata.get("default_table"))
-            prefix = (name,)
         else:
             if field.default is attrs.NOTHING:
                 problems.append(Problem((name,), f"missing; expected {_expected(field)}"))

@@ -95,6 +95,9 @@ class World:
         return self.rank == 0
 
 
+ALONE = World()
+
+
 @frozen
 class MapShape:
     """Shape of one image's feature map; `signed` maps may hold negative values."""

@@ -39,7 +39,7 @@ def problem() -> Problem:
 @pytest.mark.parametrize("config", [CMC(), MAP(), MINP()], ids=str)
 def test_merged_halves_equal_the_whole(config: Any) -> None:
     whole, first, second = (config.build().start(problem()) for _ in range(3))
-    for rows, distances in final_distances(problem(), "cosine", [], block_bytes=1):
+    for rows, distances in final_distances(problem(), [], block_bytes=1):
         block = RankingBlock(rows, distances, *problem().masks(rows))
         whole.update(block)
         (first if rows.start % 2 else second).update(block)

@@ -78,19 +78,13 @@ def reference(problem: Problem) -> tuple[dict[str, float], int]:
 @pytest.mark.parametrize("seed", range(25))
 def test_figures_equal_the_three_loop_reference(seed: int, protocol: str) -> None:
     problem = random_problem(seed, protocol)
-    result = evaluate(
-        problem.query, problem.gallery, distance="euclidean", metrics=METRICS, protocol=protocol
-    )
+    result = evaluate(problem.query, problem.gallery, distance="euclidean", metrics=METRICS, protocol=protocol)
     figures, covered = reference(problem)
     assert dict(result) == pytest.approx(figures, rel=0, abs=1e-12)
     assert (result.queries, result.covered) == (15, covered)
 
 
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 5), st.sampled_from(["match", "junk", "wrong"])), min_size=1, max_size=30
-    )
-)
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["match", "junk", "wrong"])), min_size=1, max_size=30))
 def test_ranks_equal_a_full_sort(gallery: list[tuple[int, str]]) -> None:
     distances = np.array([[distance for distance, _ in gallery]], np.float32)
     matches = np.array([[label == "match" for _, label in gallery]])
@@ -151,11 +145,11 @@ def test_block_size_does_not_change_anything(distance: str) -> None:
     query = features(random.normal(size=(33, 24)), range(33))
     gallery = features(random.normal(size=(101, 24)), range(101))
     gallery.embeddings[70] = gallery.embeddings[3]  # a copy ties whatever piece it falls into
-    problem = Problem(query, gallery)
-    whole = [*distance_blocks(problem, distance)]
+    problem = Problem(query, gallery, distance=distance)
+    whole = [*distance_blocks(problem)]
     assert len(whole) == 1
     for budget in (1, 4000, 40_000):
-        blocks = [*distance_blocks(problem, distance, block_bytes=budget)]
+        blocks = [*distance_blocks(problem, block_bytes=budget)]
         assert len(blocks) > 1
         assert [row for rows, _ in blocks for row in range(rows.start, rows.stop)] == [*range(33)]
         pieces = np.concatenate([block.numpy() for _, block in blocks])
@@ -170,9 +164,9 @@ def test_distances_equal_float64(offset: float) -> None:
     gallery = features(random.normal(size=(50, 64)) + offset, range(50))
     q, g = (side.embeddings.astype(np.float64) for side in (query, gallery))
     problem = Problem(query, gallery)
-    ((_, found),) = distance_blocks(problem, "euclidean")
+    ((_, found),) = distance_blocks(evolve(problem, distance="euclidean"))
     np.testing.assert_allclose(found, np.linalg.norm(q[:, None] - g, axis=2), rtol=1e-6)
-    ((_, found),) = distance_blocks(problem, "cosine")
+    ((_, found),) = distance_blocks(problem)
     cosine = q @ g.T / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(g, axis=1)
     np.testing.assert_allclose(found, 1 - cosine, rtol=0, atol=1e-7)
 
@@ -181,7 +175,7 @@ def test_distances_equal_float64(offset: float) -> None:
 @pytest.mark.parametrize("scale", [1e-30, 1, 1e18])
 def test_copies_are_at_distance_zero(distance: str, scale: float) -> None:
     images = features(np.random.default_rng(2).normal(size=(30, 500)) * scale, range(30))
-    ((_, found),) = distance_blocks(Problem(images, images), distance)
+    ((_, found),) = distance_blocks(Problem(images, images, distance=distance))
     assert (found.diagonal() == 0).all()
     assert (found >= 0).all()
 
@@ -196,7 +190,7 @@ def test_an_embedding_of_zeros_is_at_cosine_distance_one() -> None:
 def test_rank_equals_a_stable_sort(seed: int, k: int) -> None:
     problem = random_problem(seed)
     indices, distances = rank(problem.query, problem.gallery, k, distance="euclidean")
-    ((_, whole),) = distance_blocks(problem, "euclidean")
+    ((_, whole),) = distance_blocks(evolve(problem, distance="euclidean"))
     expected = np.argsort(whole.numpy(), axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_array_equal(distances, np.take_along_axis(whole.numpy(), expected, axis=1))
@@ -319,7 +313,9 @@ class Toy:
 
 def chain_distances(*chain: Any) -> np.ndarray:
     problem = Problem(features([[0], [10]], [0, 1]), features([[1], [2]], [0, 1]))
-    return np.concatenate([block for _, block in final_distances(problem, "euclidean", chain, block_bytes=1)])
+    return np.concatenate(
+        [block for _, block in final_distances(evolve(problem, distance="euclidean"), chain, block_bytes=1)]
+    )
 
 
 def test_postprocessors_run_one_after_the_other() -> None:

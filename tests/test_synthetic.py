@@ -16,7 +16,7 @@ from reidcore.types import Sample, Splits
 
 
 def make(**changes: Any) -> Splits:
-    options = dict(
+    options: dict[str, Any] = dict(
         identities=4,
         test_identities=3,
         cameras=3,
@@ -35,6 +35,11 @@ def pixels(sample: Sample) -> np.ndarray:
     return np.asarray(sample.image.open())
 
 
+def occluded(sample: Sample) -> bool:
+    assert isinstance(sample.image, Figure)
+    return sample.image.occluded
+
+
 def digest(samples: Any) -> str:
     return hashlib.sha256(b"".join(pixels(sample).tobytes() for sample in samples)).hexdigest()
 
@@ -51,7 +56,8 @@ def test_counts_and_names() -> None:
 @pytest.mark.parametrize(("height", "width"), [(64, 32), (97, 50), (16, 8)])
 def test_images_are_rgb_of_the_size_asked_for(domain: str, height: int, width: int) -> None:
     for sample in make(domain=domain, height=height, width=width, occluded=1.0).train[:6]:
-        image = sample.image.open()  # type: ignore[union-attr]
+        assert isinstance(sample.image, Figure)
+        image = sample.image.open()
         assert (image.mode, image.size) == ("RGB", (width, height))
 
 
@@ -68,8 +74,8 @@ def test_same_pixels_in_another_process() -> None:
     script = (
         "import hashlib, numpy as np\n"
         "from reidcore.builtin.modules.synthetic import splits\n"
-        "data = splits(identities=4, test_identities=3, cameras=3, images=2, height=64, width=32, occluded=0.5,\n"
-        "              domain='night', seed=7)\n"
+        "data = splits(identities=4, test_identities=3, cameras=3, images=2, height=64, width=32,\n"
+        "              occluded=0.5, domain='night', seed=7)\n"
         "drawn = b''.join(np.asarray(sample.image.open()).tobytes() for sample in data.train)\n"
         "print(hashlib.sha256(drawn).hexdigest())\n"
     )
@@ -87,7 +93,7 @@ def test_nothing_is_drawn_before_it_is_opened(monkeypatch: pytest.MonkeyPatch) -
     assert time.perf_counter() - start < 10  # drawing them would take minutes
     assert len(data.train) == 60_000
     with pytest.raises(AssertionError, match="drawn"):
-        data.train[0].image.open()  # type: ignore[union-attr]
+        pixels(data.train[0])
 
 
 def test_figures_pickle() -> None:
@@ -119,13 +125,13 @@ def test_every_query_has_a_match_from_another_camera(cameras: int) -> None:
 
 def test_share_of_occluded_images() -> None:
     for share in (0.0, 0.3, 1.0):
-        hidden = [sample.image.occluded for sample in make(identities=300, occluded=share).train]  # type: ignore[union-attr]
+        hidden = [occluded(sample) for sample in make(identities=300, occluded=share).train]
         assert np.mean(hidden) == pytest.approx(share, abs=0.05)
 
 
 def test_occluders_change_only_the_images_they_are_on() -> None:
     for clear, mixed in zip(make(identities=20).train, make(identities=20, occluded=0.5).train, strict=True):
-        assert np.array_equal(pixels(clear), pixels(mixed)) != mixed.image.occluded  # type: ignore[union-attr]
+        assert np.array_equal(pixels(clear), pixels(mixed)) != occluded(mixed)
 
 
 def test_seeds_and_domains_differ() -> None:
@@ -135,8 +141,7 @@ def test_seeds_and_domains_differ() -> None:
 
 def test_a_night_is_darker_than_snow() -> None:
     night, street, snow = (
-        np.mean([pixels(sample) for sample in make(domain=domain).train])
-        for domain in ("night", "street", "snow")
+        np.mean([pixels(sample) for sample in make(domain=domain).train]) for domain in ("night", "street", "snow")
     )
     assert night < street - 20 < street + 20 < snow
 
@@ -146,9 +151,7 @@ def test_people_are_recognisable_by_their_clothes_and_not_by_their_pixels() -> N
     data = make(identities=60, cameras=4, images=2, height=64, width=32)
     chest = np.array([pixels(sample)[18:28, 12:20].mean((0, 1)) for sample in data.train])
     who, where = (np.array([getattr(s, name) for s in data.train]) for name in ("identity", "camera"))
-    chest -= np.array([chest[where == camera].mean(0) for camera in range(4)])[
-        where
-    ]  # without the colour cast
+    chest -= np.array([chest[where == camera].mean(0) for camera in range(4)])[where]  # without the colour cast
     apart = np.linalg.norm(chest[:, None] - chest, axis=2)
     across = where[:, None] != where
     same = who[:, None] == who

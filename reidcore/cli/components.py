@@ -101,8 +101,14 @@ def _example(kind: Kind, component: Component) -> str:
     many = kind.name in ("loss", "metric", "transform", "exporter", "logger")
     name = {"exporter": "export"}.get(kind.name, kind.name)
     header = header or (f"[[{name}]]" if many else f"[{name}]")
-    lines = [f'{key} = {_toml(default)}' for key, _, default, _ in _options(component) if default not in (None, attrs.NOTHING)]
-    required = [f'{key} = ...  # {accepted}' for key, accepted, default, _ in _options(component) if default is attrs.NOTHING]
+    lines = [
+        f"{key} = {_toml(default)}"
+        for key, _, default, _ in _options(component)
+        if default not in (None, attrs.NOTHING)
+    ]
+    required = [
+        f"{key} = ...  # {accepted}" for key, accepted, default, _ in _options(component) if default is attrs.NOTHING
+    ]
     if kind.name == "postprocessor":
         inside = ", ".join([f'name = "{component.name}"', *lines])
         return f"{header}\npostprocess = [{{ {inside} }}]"

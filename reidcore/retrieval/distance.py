@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reidcore.retrieval.problem import Problem
-from reidcore.retrieval.protocol import check_name
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 BLOCK_BYTES = 2**28
@@ -53,25 +51,17 @@ def euclidean(dots: Tensor, query_norms: Tensor, gallery_norms: Tensor) -> Tenso
     return squared.masked_fill_(squared < resolution * scale, 0).sqrt_().float()
 
 
-DISTANCES = {"cosine": cosine, "euclidean": euclidean}
+def distance_blocks(problem: Problem, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the queries' rows in order, with their (q, G) float32 distances on the problem's device.
 
-
-def distance_blocks(
-    problem: Problem,
-    distance: str = "cosine",
-    device: torch.device | str | None = None,
-    block_bytes: int = BLOCK_BYTES,
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the queries' rows in order, with their (q, G) float32 distances on `device` (default: the CPU).
-
-    About `block_bytes` are used at a time, beside the embeddings. Raises ReidError for an unknown distance.
+    About `block_bytes` are used at a time, beside the embeddings.
     """
     import torch
 
-    check_name("distance", distance, DISTANCES)
+    formula = {"cosine": cosine, "euclidean": euclidean}[problem.distance]
     query, gallery = (
         # torch wants writable memory, and a memory-mapped file is not
-        torch.as_tensor(np.require(side.embeddings, np.float32, ["C", "W"]), device=device or "cpu")
+        torch.as_tensor(np.require(side.embeddings, np.float32, ["C", "W"]), device=problem.device or "cpu")
         for side in (problem.query, problem.gallery)
     )
     dimension = query.shape[1]
@@ -84,7 +74,7 @@ def distance_blocks(
         block = query[rows].double()
         block_norms = block.norm(dim=1)
         distances = [
-            DISTANCES[distance](block @ piece.double().T, block_norms, piece_norms)
+            formula(block @ piece.double().T, block_norms, piece_norms)
             for piece, piece_norms in zip(pieces, norms, strict=True)
         ]
         yield rows, torch.cat(distances, dim=1)

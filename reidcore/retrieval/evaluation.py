@@ -13,10 +13,9 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from reidcore.errors import ContractError, DataError, ReidError
-from reidcore.retrieval.distance import DISTANCES
 from reidcore.retrieval.postprocess import check_chain, final_distances
 from reidcore.retrieval.problem import Problem
-from reidcore.retrieval.protocol import ALL_CAMERAS, CROSS_CAMERA, check_name
+from reidcore.retrieval.protocol import ALL_CAMERAS, CROSS_CAMERA
 from reidcore.retrieval.ranking import RankingBlock, check_distances
 from reidcore.types import Features
 
@@ -69,15 +68,14 @@ def evaluate(
     Raises DataError if no query has a match, ContractError for parts that do not fit, and ReidError for
     features that are unsound and for unknown names.
     """
-    problem = Problem(query, gallery, protocol)
-    check_name("distance", distance, DISTANCES)
+    problem = Problem(query, gallery, protocol, distance, device)
     catalog = _catalog_for((*postprocess, *metrics), catalog)
     chain = _chain(problem, postprocess, catalog)
     states = [_part("metric", metric, "start", catalog).start(problem) for metric in metrics]
     coverage = problem.coverage()
     if not coverage.covered:
         raise DataError(coverage.describe())
-    for rows, distances in final_distances(problem, distance, chain, device):
+    for rows, distances in final_distances(problem, chain):
         block = RankingBlock(rows, distances, *problem.masks(rows))
         for state in states:
             state.update(block)
@@ -88,7 +86,7 @@ def evaluate(
         if twice := sorted(figures.keys() & new.keys()):
             raise ContractError(f"two metrics report {', '.join(twice)}; leave one out")
         figures.update(new)
-        per_query.update(getattr(state, "per_query", {}))
+        per_query.update(state.per_query)
     return Result(figures, per_query, coverage.queries, coverage.covered)
 
 
@@ -110,13 +108,12 @@ def rank(
     """
     if k < 1:
         raise ReidError(f"k is {k}; expected at least 1")
-    problem = Problem(query, gallery, ALL_CAMERAS)
-    check_name("distance", distance, DISTANCES)
+    problem = Problem(query, gallery, ALL_CAMERAS, distance, device)
     chain = _chain(problem, postprocess, _catalog_for(postprocess, catalog))
     k = min(k, len(gallery))
     indices = np.empty((len(query), k), dtype=np.int64)
     nearest = np.empty((len(query), k), dtype=np.float32)
-    for rows, distances in final_distances(problem, distance, chain, device):
+    for rows, distances in final_distances(problem, chain):
         check_distances(rows, distances)
         for number, row in enumerate(distances, start=rows.start):
             candidates = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1])

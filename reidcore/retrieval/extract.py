@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reidcore.types import Features, Sample
 
 
 @torch.inference_mode()
 def extract(
-    model: Callable[..., object],
+    model: nn.Module,
     samples: Sequence[Sample],
     *,
     size: tuple[int, int],
@@ -33,8 +33,8 @@ def extract(
     from reidcore.data import test_batches
 
     device = torch.device(device)
-    training = model.training  # type: ignore[attr-defined]
-    model.eval()  # type: ignore[attr-defined]
+    training = model.training
+    model.eval()
     embeddings: list[Tensor] = []
     extras: dict[str, list[Tensor]] = {}
     batches = test_batches(samples, [Resize(*size)], size=size, batch=batch, workers=workers, device=device)
@@ -42,15 +42,15 @@ def extract(
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             for images in batches:
                 output = model(images)
-                embedding = output.embedding.float()  # type: ignore[attr-defined]
+                embedding = output.embedding.float()
                 if flip:
-                    embedding = (embedding + model(images.flip(3)).embedding.float()) / 2  # type: ignore[attr-defined]
+                    embedding = (embedding + model(images.flip(3)).embedding.float()) / 2
                 embeddings.append(embedding.cpu())
-                for name, value in output.extras.items():  # type: ignore[attr-defined]
+                for name, value in output.extras.items():
                     extras.setdefault(name, []).append(value.float().cpu())
                 done(len(images))
     finally:
-        model.train(training)  # type: ignore[attr-defined]
+        model.train(training)
     return Features(
         embeddings=torch.cat(embeddings).numpy() if embeddings else np.zeros((0, 0), np.float32),
         identities=np.array([sample.identity for sample in samples], dtype=np.int64),

@@ -12,7 +12,6 @@ from reidcore.retrieval.problem import Problem
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from numpy.typing import NDArray
 
     from reidcore.kinds import Postprocessor
@@ -24,9 +23,7 @@ def check_chain(postprocessors: Sequence[Postprocessor], extras: Collection[str]
     """Raise ContractError unless this chain can run, in this order, on features with these `extras`."""
     for part in postprocessors:
         if part.stage not in STAGES:
-            raise ContractError(
-                f"{_name(part)} is of stage '{part.stage}'; expected one of {', '.join(STAGES)}"
-            )
+            raise ContractError(f"{_name(part)} is of stage '{part.stage}'; expected one of {', '.join(STAGES)}")
         if missing := sorted(set(part.needs) - set(extras)):
             offered = ", ".join(sorted(extras)) or "none"
             raise ContractError(
@@ -46,9 +43,7 @@ def check_chain(postprocessors: Sequence[Postprocessor], extras: Collection[str]
 
 def final_distances(
     problem: Problem,
-    distance: str,
     postprocessors: Sequence[Postprocessor],
-    device: torch.device | str | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Yield blocks of rows and their (q, G) distances as the post-processors leave them.
@@ -64,7 +59,7 @@ def final_distances(
             raise ContractError(f"{_name(part)} made {after} features (query, gallery) out of {before}")
         problem = prepared.problem
         chain.append((part, prepared))
-    for rows, distances in distance_blocks(problem, distance, device, block_bytes):
+    for rows, distances in distance_blocks(problem, block_bytes):
         shape = tuple(distances.shape)
         for part, prepared in chain:
             distances = prepared.rows(rows, distances)

@@ -6,7 +6,7 @@ Q G: queries and gallery; q: the queries of one block; D: dimension of the embed
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import frozen
@@ -23,25 +23,35 @@ from reidcore.retrieval.protocol import (
 )
 from reidcore.types import UNKNOWN, Features
 
+if TYPE_CHECKING:
+    import torch
+
+DISTANCES = ("cosine", "euclidean")
+
 
 @frozen(eq=False)
 class Problem:
-    """Queries, the gallery in which to find them, and the protocol that says what counts as found.
+    """Queries, the gallery in which to find them, how to compare, and what counts as found.
+
+    distance: "cosine" (1 - cos) or "euclidean"; device: where distances are computed, by default the CPU.
 
     `cross-camera`: a match has the query's identity and another camera; the same identity under the same
     camera is junk, and two unknown cameras are the same camera. `all-cameras`: cameras play no role, and the
     query's own image (equal paths, when both sides have paths) is junk. An unknown identity matches nothing.
 
     Raises ReidError for features that are empty, not finite, or whose shapes disagree, and for an unknown
-    protocol.
+    protocol or distance.
     """
 
     query: Features
     gallery: Features
     protocol: str = CROSS_CAMERA
+    distance: str = "cosine"
+    device: torch.device | str | None = None
 
     def __attrs_post_init__(self) -> None:
         check_name("protocol", self.protocol, PROTOCOLS)
+        check_name("distance", self.distance, DISTANCES)
         dimensions = [_check(self.query, "query"), _check(self.gallery, "gallery")]
         if dimensions[0] != dimensions[1]:
             raise ReidError(
@@ -97,9 +107,7 @@ def _check(features: Features, side: str) -> int:
         raise ReidError(f"{side} has {len(features.paths)} paths for {count} embeddings; expected one each")
     for name, extra in features.extras.items():
         if len(extra) != count:
-            raise ReidError(
-                f"{side} extra '{name}' has {len(extra)} rows for {count} embeddings; expected one each"
-            )
+            raise ReidError(f"{side} extra '{name}' has {len(extra)} rows for {count} embeddings; expected one each")
     # The extremes of a row show a NaN or an infinity without a mask of N x D.
     finite = np.isfinite(embeddings.min(axis=1)) & np.isfinite(embeddings.max(axis=1))
     if not finite.all():

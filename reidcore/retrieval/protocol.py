@@ -86,11 +86,7 @@ class Coverage:
     def _advice(self) -> str:
         if not self.one_camera or self.camera is None:
             return ""
-        found = (
-            "no image has a known camera"
-            if self.camera == UNKNOWN
-            else f"all images carry camera {self.camera}"
-        )
+        found = "no image has a known camera" if self.camera == UNKNOWN else f"all images carry camera {self.camera}"
         return (
             f'; {found}; write cameras = "ignore" in this [[test]] if the set has no cameras, '
             "or put the camera in the file names"

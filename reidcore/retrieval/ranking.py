@@ -40,9 +40,7 @@ class RankingBlock:
         return [_ranks(*row) for row in zip(self.distances, self.matches, self.junk, strict=True)]
 
 
-def _ranks(
-    distances: NDArray[np.float32], matches: NDArray[np.bool_], junk: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+def _ranks(distances: NDArray[np.float32], matches: NDArray[np.bool_], junk: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Rank the matches of one query; of the gallery only what is as near as the last match is sorted."""
     positives = np.sort(distances[matches])
     if not len(positives):
@@ -57,6 +55,4 @@ def check_distances(rows: slice, distances: NDArray[np.float32]) -> None:
     bad = np.isnan(distances)
     if bad.any():
         first = rows.start + int(np.argmax(bad.any(axis=1)))
-        raise ReidError(
-            f"{bad.sum()} distances are NaN, the first of query {first}; check the post-processors"
-        )
+        raise ReidError(f"{bad.sum()} distances are NaN, the first of query {first}; check the post-processors")

@@ -117,5 +117,3 @@ def _read(path: Path, pattern: re.Pattern[str], form: str) -> tuple[Sample, ...]
             f"{' …' if len(faults) > 3 else ''}; rename them, or list the images in a table for the data set 'csv'"
         )
     return tuple(samples)
-
-

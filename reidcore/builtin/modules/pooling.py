@@ -44,12 +44,12 @@ class Pooling(nn.Module):
 
     embed = ("global",)
 
-    def __init__(
-        self, source: str, shape: MapShape, pool: Callable[[Tensor], Tensor], positive: bool = False
-    ) -> None:
+    def __init__(self, source: str, shape: MapShape, pool: Callable[[Tensor], Tensor], positive: bool = False) -> None:
         super().__init__()
         if positive and shape.signed:
-            raise ContractError(f"aggregator: map '{source}' may be negative, which generalized-mean pooling is not for")
+            raise ContractError(
+                f"aggregator: map '{source}' may be negative, which generalized-mean pooling is not for"
+            )
         self.needs = (source,)
         self.views = {"global": shape.channels}
         self.extras: dict[str, Extra] = {}

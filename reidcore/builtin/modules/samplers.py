@@ -21,9 +21,7 @@ class IdentityBalanced:
     labels, cameras: (N,) ints. Raises DataError when there are fewer than P identities.
     """
 
-    def __init__(
-        self, labels: NDArray[Any], cameras: NDArray[Any], identities: int, instances: int, seed: int
-    ) -> None:
+    def __init__(self, labels: NDArray[Any], cameras: NDArray[Any], identities: int, instances: int, seed: int) -> None:
         self.cameras = np.asarray(cameras)
         self.p, self.k, self.seed = identities, instances, seed
         order = np.argsort(labels, kind="stable")

@@ -1,8 +1,8 @@
 """Person-like figures, drawn when they are opened: a data set that needs no download.
 
-Body, clothes, hair, bag and hat come from the identity; scene, light, colour cast, viewpoint, blur and noise from the
-camera; pose, framing and occluders from the image. Few clothing colours are shared by many people and the camera
-decides most of a pixel's value, so that colours alone do not tell who it is.
+Body, clothes, hair, bag and hat come from the identity; scene, light, colour cast, viewpoint, blur and noise
+from the camera; pose, framing and occluders from the image. Few clothing colours are shared by many people
+and the camera decides most of a pixel's value, so that colours alone do not tell who it is.
 
 Lengths on a figure are in units of its standing height, 0 at the top of the head and 1 at the soles.
 """
@@ -158,15 +158,15 @@ _LOOKS: Mapping[Domain, _Look] = {
             (90, 160, 110),
             (246, 246, 240),
         ),
-        exposure=(0.8, 1.15),
-        cast=0.09,
+        exposure=(0.85, 1.15),
+        cast=0.07,
         tint=(255, 244, 196),
         haze=(0, 25),
         saturation=(0.8, 1.2),
         uneven=0.3,
         noise=(4, 10),
         blur=(0.2, 1.0),
-        pitch=(0.7, 1.5),
+        pitch=(0.6, 1.1),
         tops=_EVERYDAY | {"white": 3, "pink": 2, "beige": 2, "black": 0.5},
         bottoms=_EVERYDAY | {"beige": 3, "blue": 3, "white": 2, "grey": 2},
         garments={"trousers": 0.45, "shorts": 0.25, "skirt": 0.3},
@@ -235,9 +235,9 @@ def splits(
 ) -> Splits:
     """List the figures of a data set; none is drawn.
 
-    Every person is seen `images` times by each camera. People to train on have even numbers and people to test on odd
-    ones, so that changing how many there are of one leaves the others as they were. A test person's first image of
-    each camera is a query, the rest is the gallery.
+    Every person is seen `images` times by each camera. People to train on have even numbers and people to
+    test on odd ones, so that changing how many there are of one leaves the others as they were. A test person's
+    first image of each camera is a query, the rest is the gallery.
 
     Raises:
         ValueError: A number is out of its range, or the domain is not one of `DOMAINS`.
@@ -310,12 +310,12 @@ def _shade(colour: Colour, factor: float) -> Colour:
     return int(colour[0] * factor), int(colour[1] * factor), int(colour[2] * factor)
 
 
-# -- who ------------------------------------------------------------------------------------------------------------
+# -- who -----------------------------------------------------------------------------------------------------
 
 
 @frozen
 class _Person:
-    """What stays the same on every image of a person. `side` is +1 where the bag is on the person's left, else -1."""
+    """What stays the same on every image of a person; `side` of the bag is 1 for left and -1 for right."""
 
     build: float
     hips: float
@@ -338,20 +338,30 @@ class _Person:
 
 
 _PATTERNS = {
-    "plain": 0.3, "stripes": 0.15, "bars": 0.1, "checks": 0.1, "dots": 0.08, "logo": 0.1, "two-tone": 0.12, "open": 0.1
-}  # fmt: skip
+    "plain": 0.3,
+    "stripes": 0.15,
+    "bars": 0.1,
+    "checks": 0.1,
+    "dots": 0.08,
+    "logo": 0.1,
+    "two-tone": 0.12,
+    "open": 0.1,
+}
 _BAGS = {"none": 0.4, "backpack": 0.24, "handbag": 0.18, "shoulder bag": 0.18}
 _HATS = {"cap": 0.4, "beanie": 0.4, "brim": 0.2}
+_OCCLUDERS = ("barrier", "post", "passer-by", "crop")
 
 
 def _person(dice: _Dice, look: _Look) -> _Person:
-    """Each trait takes the same numbers of the dice whatever the look, so that it biases people, not replaces them."""
+    # All draw the same number of lots: a look biases a trait, and leaves the traits after it alone.
     top = dice.weigh(look.tops)
     second = dice.weigh({name: 1.0 for name in _CLOTH if name != top})
     hips = dice.between(0.47, 0.53)
-    coat = dice.chance(look.coats)
+    coat, short = dice.chance(look.coats), dice.between(-0.02, 0.05)
+    sleeves, hatted = dice.chance(look.long_sleeves), dice.chance(look.hats)
+    hat = dice.weigh(_HATS)
     return _Person(
-        build=dice.between(0.95, 1.4),
+        build=dice.between(0.9, 1.3),
         hips=hips,
         skin=dice.pick(_SKIN),
         hair=dice.pick(_HAIR),
@@ -359,28 +369,29 @@ def _person(dice: _Dice, look: _Look) -> _Person:
         pattern=dice.weigh(_PATTERNS),
         top=dice.near(_CLOTH[top], 12),
         second=dice.near(_CLOTH[second], 12),
-        long_sleeves=dice.chance(look.long_sleeves) or coat,
-        hem=hips + (0.2 if coat else dice.between(-0.02, 0.05)),
+        long_sleeves=sleeves or coat,
+        hem=hips + (0.2 if coat else short),
         garment=dice.weigh(look.garments),
         bottom=dice.near(_CLOTH[dice.weigh(look.bottoms)], 12),
         shoes=dice.near(_CLOTH[dice.pick(("black", "white", "brown", "red", "blue"))], 12),
         bag=dice.weigh(_BAGS),
         bag_colour=dice.near(_CLOTH[dice.pick(tuple(_CLOTH))], 12),
         side=1 if dice.chance(0.5) else -1,
-        hat=dice.weigh(_HATS) if dice.chance(look.hats) else "none",
+        hat=hat if hatted else "none",
         hat_colour=dice.near(_CLOTH[dice.pick(tuple(_CLOTH))], 12),
     )
 
 
-# -- where ----------------------------------------------------------------------------------------------------------
+# -- where ---------------------------------------------------------------------------------------------------
 
 
 @frozen(eq=False)
 class _Camera:
     """What stays the same on every image of a camera.
 
-    scene: larger than the image, at drawing size; mix: (3, 3) colours seen of colours there; light: (H, W, 1);
-    noise: (2H, 2W, 3), a window of it is added; turn: from where it mostly sees people, in radians, 0 is the front.
+    scene: larger than the image, at drawing size; mix: (3, 3), from true colours to seen ones;
+    light: (H, W, 1); noise: (2H, 2W, 3), of which a window is added; turn: how people mostly stand to it, in
+    radians, 0 is facing it; pitch: how much it looks down, 0 is from the front.
     """
 
     scene: Image.Image
@@ -403,9 +414,8 @@ def _camera(setting: Setting, number: int) -> _Camera:
     gains = [part / 255 * math.exp(dice.between(-look.cast, look.cast)) for part in look.tint]
     mix = (grey * np.eye(3) + (1 - grey) * np.full((3, 3), 1 / 3)) * gains * dice.between(*look.exposure)
     down, right = np.mgrid[-0.5 : 0.5 : height * 1j, -0.5 : 0.5 : width * 1j]
-    light = (
-        1 + dice.between(-look.uneven, look.uneven) * down + dice.between(-look.uneven, look.uneven) * right
-    )
+    slopes = dice.between(-look.uneven, look.uneven), dice.between(-look.uneven, look.uneven)
+    light = 1 + slopes[0] * down + slopes[1] * right
     noise = dice.generator.standard_normal((2 * height, 2 * width, 3)) * dice.between(*look.noise)
     return _Camera(
         scene=scene,
@@ -434,14 +444,11 @@ def _scene(dice: _Dice, look: _Look, width: int, height: int) -> Image.Image:
                 draw.rectangle((x, y, x + 0.6 * across, y + 0.6 * down), motif)
     draw.rectangle((0, horizon, width, height), dice.near(dice.pick(look.grounds), 16))
     for _ in range(columns):
-        colour, x, base = (
-            dice.near(dice.pick(look.things), 20),
-            width * dice.between(0, 1),
-            dice.between(0.95, 1.1),
-        )
+        colour = dice.near(dice.pick(look.things), 20)
+        x, y = width * dice.between(0, 1), horizon * dice.between(0.95, 1.1)
         across, up = width * dice.between(0.01, 0.09), height * dice.between(0.1, 0.5)
         shape = draw.ellipse if dice.chance(0.4) else draw.rectangle
-        shape((x - across, horizon * base - up, x + across, horizon * base), colour)
+        shape((x - across, y - up, x + across, y), colour)
     line = dice.near(dice.pick(look.grounds), 60)
     slant = dice.between(-0.8, 0.8) * width
     for column in range(-columns, 2 * columns):
@@ -450,43 +457,36 @@ def _scene(dice: _Dice, look: _Look, width: int, height: int) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(height / 128))
 
 
-# -- the drawing ----------------------------------------------------------------------------------------------------
+# -- the drawing ---------------------------------------------------------------------------------------------
 
 
 def _draw(figure: Figure) -> Image.Image:
     setting = figure.setting
     look = _LOOKS[setting.domain]
     camera = _camera(setting, figure.camera)
-    dice, hidden = figure._dice(_IMAGE), figure._dice(_OCCLUDER)
-    occluder = (
-        hidden.pick(("barrier", "post", "passer-by", "crop")) if hidden.chance(setting.occluded) else "none"
-    )
     height, width = setting.height * _FINE, setting.width * _FINE
+    # What hides a person has dice of its own, so that it changes nothing else on the image.
+    dice, hidden = figure._dice(_IMAGE), figure._dice(_OCCLUDER)
+    occluder = hidden.pick(_OCCLUDERS) if hidden.chance(setting.occluded) else "none"
 
-    across = dice.between(0.2, 0.8) * (camera.scene.width - width)
-    down = dice.between(0, 1) * (camera.scene.height - height)
-    image = camera.scene.crop((int(across), int(down), int(across) + width, int(down) + height))
+    left = int(dice.between(0.2, 0.8) * (camera.scene.width - width))
+    top = int(dice.between(0, 1) * (camera.scene.height - height))
+    image = camera.scene.crop((left, top, left + width, top + height))
     draw = ImageDraw.Draw(image)
-    size, x, y = dice.between(0.86, 1.0) * height, dice.between(0.43, 0.57) * width, dice.between(0.0, 1.0)
-    y = y * (height - size) + dice.between(-0.02, 0.02) * height
+
+    x, size = dice.between(0.43, 0.57) * width, dice.between(0.86, 1.0) * height
+    y = dice.between(0, 1) * (height - size) + dice.between(-0.02, 0.02) * height
     if occluder == "crop":  # a detector that found a part of the body only
         size *= hidden.between(1.6, 2.1)
         y = y * 0.5 if hidden.chance(0.7) else height - 0.97 * size
     person = _person(_Dice(setting.seed, _PERSON, figure.identity), look)
     _puppet(draw, dice, person, camera, x, y, size)
     if occluder == "passer-by":
-        beside = width * hidden.pick((0.1, 0.9))
-        _puppet(
-            draw,
-            hidden,
-            _person(hidden, look),
-            camera,
-            beside,
-            0.08 * height,
-            height * hidden.between(1.0, 1.2),
-        )
+        x, size = hidden.pick((0.1, 0.9)) * width, hidden.between(1.0, 1.2) * height
+        _puppet(draw, hidden, _person(hidden, look), camera, x, 0.08 * height, size)
     elif occluder in ("barrier", "post"):
         _obstacle(draw, hidden, look, occluder, width, height)
+
     for _ in range(look.flakes):
         x, y, radius = dice.between(0, width), dice.between(0, height), dice.between(0.003, 0.009) * height
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), (250, 250, 255))
@@ -494,7 +494,7 @@ def _draw(figure: Figure) -> Image.Image:
 
 
 def _develop(image: Image.Image, camera: _Camera, dice: _Dice) -> Image.Image:
-    """Return what the camera makes of a drawing: average it down, blur, light, colour cast, haze and noise."""
+    """Average a drawing down and add the camera: blur, light, colour cast, haze and noise."""
     image = image.reduce(_FINE)
     if camera.blur > 0.2:
         image = image.filter(ImageFilter.GaussianBlur(camera.blur))
@@ -508,9 +508,7 @@ def _develop(image: Image.Image, camera: _Camera, dice: _Dice) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _obstacle(
-    draw: ImageDraw.ImageDraw, dice: _Dice, look: _Look, kind: str, width: int, height: int
-) -> None:
+def _obstacle(draw: ImageDraw.ImageDraw, dice: _Dice, look: _Look, kind: str, width: int, height: int) -> None:
     """Something in front: a barrier hides the legs, a post one side."""
     colour = dice.near(dice.pick(look.things), 30)
     if kind == "barrier":
@@ -532,9 +530,7 @@ class _View:
     `side` is towards the person's left, `forward` where they look, `down` from the top of the head.
     """
 
-    def __init__(
-        self, draw: ImageDraw.ImageDraw, x: float, y: float, size: float, turn: float, pitch: float
-    ) -> None:
+    def __init__(self, draw: ImageDraw.ImageDraw, x: float, y: float, size: float, turn: float, pitch: float) -> None:
         self.draw, self.x, self.y, self.size, self.pitch = draw, x, y, size, pitch
         self.cos, self.sin = math.cos(turn), math.sin(turn)
         self.girth = math.hypot(self.cos, 0.62 * self.sin)  # a body is less deep than wide
@@ -549,8 +545,9 @@ class _View:
         below = down * (1 + 0.6 * self.pitch) / (1 + self.pitch * down) + 0.2 * self.pitch * near
         return self.x + across * self.size, self.y + below * self.size
 
-    def quad(self, *corners: Point, colour: Colour) -> None:
-        self.draw.polygon(corners, colour)
+    def width(self, down: float) -> float:
+        """Pixels a unit across a body at a height."""
+        return self.girth * self.zoom(down) * self.size
 
     def blob(self, centre: Point, across: float, down: float, colour: Colour) -> None:
         x, y = centre
@@ -624,90 +621,80 @@ def _arm(view: _View, person: _Person, side: int, swing: float, bend: float, out
         view.draw.rectangle((x - across, top, x + across, bottom), person.bag_colour)
 
 
+class _Top:
+    """The upper garment as a sheet: points on it are in shares of its width and its length."""
+
+    def __init__(self, view: _View, person: _Person) -> None:
+        self.view, self.build, self.hem = view, person.build, person.hem
+
+    def at(self, across: float, down: float) -> Point:
+        height = 0.165 + down * (self.hem - 0.165)
+        half = 0.122 - 0.1 * (height - 0.165) if height < 0.4 else 0.0985 + 0.12 * (height - 0.4)  # waist at 0.4
+        x, y = self.view.at(0, height)
+        return x + (2 * across - 1) * half * self.build * self.view.width(height), y
+
+    def patch(self, left: float, upper: float, right: float, lower: float, colour: Colour) -> None:
+        corners = self.at(left, upper), self.at(right, upper), self.at(right, lower), self.at(left, lower)
+        self.view.draw.polygon(corners, colour)
+
+    def outline(self) -> Sequence[Point]:
+        edge = ((0.24, -0.04), (0, 0.04), (0, 0.55), (0, 1), (1, 1), (1, 0.55), (1, 0.04), (0.76, -0.04))
+        return [self.at(across, down) for across, down in edge]
+
+
 def _torso(view: _View, person: _Person) -> None:
-    top, hem, build = 0.165, person.hem, person.build
-    middle = view.at(0, 0)[0]
-
-    def at(across: float, down: float) -> Point:
-        """The point of the upper garment at shares of its width and length."""
-        height = top + down * (hem - top)
-        half = (0.122 - 0.1 * (height - top) if height < 0.4 else 0.0985 + 0.12 * (height - 0.4)) * build
-        y = view.at(0, height)[1]
-        return middle + (2 * across - 1) * half * view.girth * view.zoom(height) * view.size, y
-
-    def patch(left: float, upper: float, right: float, lower: float, colour: Colour) -> None:
-        view.quad(at(left, upper), at(right, upper), at(right, lower), at(left, lower), colour=colour)
-
-    if person.garment == "skirt":
-        low, half = person.hips + 0.2, 0.125 * build * view.girth * view.size
-        y = view.at(0, low)[1]
-        view.quad(at(0, 0.9), at(1, 0.9), (middle + half, y), (middle - half, y), colour=person.bottom)
-    else:
-        x, y = view.at(0, person.hips)
-        half = 0.1 * build * view.girth * view.zoom(person.hips) * view.size
-        view.quad(
-            at(0, 0.8), at(1, 0.8), (x + half, y + half / 2), (x - half, y + half / 2), colour=person.bottom
-        )
-
-    outline = (
-        at(0.24, -0.04),
-        at(0, 0.04),
-        at(0, 0.55),
-        at(0, 1),
-        at(1, 1),
-        at(1, 0.55),
-        at(1, 0.04),
-        at(0.76, -0.04),
-    )
-    view.quad(*outline, colour=person.top)
-    _pattern(person, patch, lambda u, v: view.blob(at(u, v), 0.013, 0.013, person.second), view.cos)
-    neck = view.at(0, 0.16)
-    view.limb(view.at(0, 0.12), neck, 0.05, 0.06, _shade(person.skin, 0.85))
-    mirror = person.side * view.cos > 0
+    top = _Top(view, person)
+    low, half = (person.hips + 0.2, 0.135) if person.garment == "skirt" else (person.hips + 0.04, 0.1)
+    x, y = view.at(0, low)
+    half *= person.build * view.width(low)
+    view.draw.polygon((top.at(0, 0.8), top.at(1, 0.8), (x + half, y), (x - half, y)), person.bottom)
+    view.draw.polygon(top.outline(), person.top)
+    _pattern(top, person.pattern, person.second)
+    view.limb(view.at(0, 0.12), view.at(0, 0.16), 0.05, 0.06, _shade(person.skin, 0.85))
     if person.bag == "shoulder bag":
-        high, low = at(0.15 if mirror else 0.85, 0), at(0.95 if mirror else 0.05, 0.95)
-        view.draw.line((*high, *low), person.bag_colour, max(2, int(0.018 * view.size)))
-        x, y = low
+        right = person.side * view.cos > 0  # of the image
+        start, (x, y) = top.at(0.15 if right else 0.85, 0), top.at(0.95 if right else 0.05, 0.95)
+        view.draw.line((*start, x, y), person.bag_colour, max(2, int(0.018 * view.size)))
         across, down = 0.055 * view.size, 0.1 * view.size
         view.draw.rectangle((x - across, y - down * 0.3, x + across, y + down), person.bag_colour)
     elif person.bag == "backpack" and view.cos > 0:
-        patch(0.14, 0, 0.24, 0.6, person.bag_colour)
-        patch(0.76, 0, 0.86, 0.6, person.bag_colour)
+        top.patch(0.14, 0, 0.24, 0.6, person.bag_colour)
+        top.patch(0.76, 0, 0.86, 0.6, person.bag_colour)
 
 
-def _pattern(person: _Person, patch: Any, dot: Any, front: float) -> None:
-    """Draw the second colour on the upper garment; a logo and an open jacket are on its front only."""
-    colour = person.second
-    match person.pattern:
+def _pattern(top: _Top, pattern: str, colour: Colour) -> None:
+    """Draw the second colour on the upper garment; a logo and an open jacket show on its front only."""
+    front = top.view.cos > -0.2
+    match pattern:
         case "stripes":
             for row in range(4):
-                patch(0, 0.13 + 0.22 * row, 1, 0.23 + 0.22 * row, colour)
+                top.patch(0, 0.13 + 0.22 * row, 1, 0.23 + 0.22 * row, colour)
         case "bars":
             for column in range(3):
-                patch(0.16 + 0.27 * column, 0, 0.3 + 0.27 * column, 1, colour)
+                top.patch(0.16 + 0.27 * column, 0, 0.3 + 0.27 * column, 1, colour)
         case "checks":
             for row in range(5):
                 for column in range(row % 2, 4, 2):
-                    patch(column / 4, row / 5, (column + 1) / 4, (row + 1) / 5, colour)
+                    top.patch(column / 4, row / 5, (column + 1) / 4, (row + 1) / 5, colour)
         case "dots":
             for row in range(5):
                 for column in range(3):
-                    dot(0.18 + 0.28 * column + 0.1 * (row % 2), 0.12 + 0.19 * row)
+                    spot = top.at(0.18 + 0.28 * column + 0.1 * (row % 2), 0.12 + 0.19 * row)
+                    top.view.blob(spot, 0.013, 0.013, colour)
         case "two-tone":
-            patch(0, 0.5, 1, 1, colour)
-        case "logo" if front > -0.2:
-            patch(0.28, 0.18, 0.72, 0.5, colour)
-        case "open" if front > -0.2:
-            patch(0.36, 0, 0.64, 1, colour)
+            top.patch(0, 0.5, 1, 1, colour)
+        case "logo" if front:
+            top.patch(0.28, 0.18, 0.72, 0.5, colour)
+        case "open" if front:
+            top.patch(0.36, 0, 0.64, 1, colour)
 
 
 def _backpack(view: _View, person: _Person) -> None:
     x, y = view.at(0, 0.19, -0.1)
     across, down = 0.09 * view.girth * person.build * view.size, 0.22 * view.size
     view.draw.rectangle((x - across, y, x + across, y + down), person.bag_colour)
-    view.draw.rectangle(
-        (x - across * 0.7, y + down * 0.55, x + across * 0.7, y + down * 0.9), _shade(person.bag_colour, 0.75)
-    )
+    pocket = (x - 0.7 * across, y + 0.55 * down, x + 0.7 * across, y + 0.9 * down)
+    view.draw.rectangle(pocket, _shade(person.bag_colour, 0.75))
 
 
 def _head(view: _View, person: _Person) -> None:

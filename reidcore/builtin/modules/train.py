@@ -28,7 +28,8 @@ class Train:
     def losses(self, batches: Mapping[str, Batch], step: Step) -> Mapping[str, Tensor]:
         """Return the weighted losses of the batch."""
         batch = batches["train"]
-        return self.run.losses(self.run.forward(batch), batch, step)
+        losses: dict[str, Tensor] = self.run.losses(self.run.forward(batch), batch, step)
+        return losses
 
     def deploy(self) -> Model:
         """Return the trained model."""

@@ -26,7 +26,8 @@ class Resize:
         """(3, H, W) -> (3, height, width)."""
         if list(image.shape[1:]) == self.size:
             return image
-        return F.resize(image, self.size, interpolation=self.interpolation, antialias=True)
+        resized: Tensor = F.resize(image, self.size, interpolation=self.interpolation, antialias=True)
+        return resized
 
 
 class Flip:
@@ -52,7 +53,7 @@ class PadCrop:
 
     def __call__(self, image: Tensor) -> Tensor:
         """(3, H, W) -> (3, height, width); the image must be at least that large."""
-        padded = F.pad(image, [self.padding] * 4, fill=self.fill)
+        padded: Tensor = F.pad(image, [self.padding] * 4, fill=self.fill)
         top = _integer(padded.shape[1] - self.height + 1)
         left = _integer(padded.shape[2] - self.width + 1)
         return padded[:, top : top + self.height, left : left + self.width]
