@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 
+import tomli
+
 Path = tuple[str | int, ...]
 
 _SPACE = re.compile(r"[ \t]*")
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _BARE_KEY = re.compile(r"[^\s.=\[\]\"'#]+")
-_BASIC = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_BASIC = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LITERAL = re.compile(r"'([^']*)'")
 _LONG = re.compile(r'"""(?:[^\\]|\\.)*?"{3,5}|\'\'\'.*?\'{3,5}', re.DOTALL)
 _SCALAR = re.compile(r"[^,\]}\n#]*")
@@ -73,7 +75,7 @@ class _Scanner:
             if match := _LITERAL.match(self.text, self.at):
                 keys.append(match[1])
             elif match := _BASIC.match(self.text, self.at):
-                keys.append(re.sub(r"\\(.)", r"\1", match[1]))
+                keys.append(tomli.loads(f"key = {match[0]}")["key"])  # which knows the escapes
             else:
                 match = _BARE_KEY.match(self.text, self.at)
                 assert match

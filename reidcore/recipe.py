@@ -279,13 +279,13 @@ def _override(document: _Document, text: str) -> _Document:
 
 def _check_requirements(document: _Document) -> None:
     """Check `requires` before anything else: without the packages every other message would mislead."""
+    texts = document.table.get("requires")
+    if not texts or not isinstance(texts, list):
+        return  # what is no list is reported with the other mistakes
     from importlib.metadata import PackageNotFoundError, version
 
     from packaging.requirements import InvalidRequirement, Requirement
 
-    texts = document.table.get("requires", ())
-    if not isinstance(texts, list):
-        return  # reported with the other mistakes
     problems, missing = [], []
     for index, text in enumerate(texts):
         try:

@@ -94,7 +94,7 @@ def describe_type(cls: Any) -> str:
     if get_origin(cls) is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         return f"an array, each item {describe_type(arguments[0])}"
     if get_origin(cls) is tuple:
-        return f"an array of {len(arguments)} items"
+        return f"an array of {len(arguments)}, each item {describe_type(arguments[0])}"
     return "a table"
 
 
@@ -155,9 +155,11 @@ def _sequence(converter: Converter, value: Any, cls: Any) -> tuple[Any, ...]:
     arguments = get_args(cls)
     variable = len(arguments) == 2 and arguments[1] is Ellipsis
     if not isinstance(value, (list, tuple)):
-        raise Problems.one(f"found {_show(value)}; expected {describe_type(cls)}")
+        hint = f"; write [{_show(value)}]" if variable and isinstance(value, str) else ""
+        hint = "; write the table's name in double brackets: [[...]]" if isinstance(value, Mapping) else hint
+        raise Problems.one(f"found {_show(value)}; expected {describe_type(cls)}{hint}")
     if not variable and len(value) != len(arguments):
-        raise Problems.one(f"found {len(value)} items; expected {describe_type(cls)}")
+        raise Problems.one(f"found an array of {len(value)}; expected {describe_type(cls)}")
     types = [arguments[0]] * len(value) if variable else list(arguments)
     items, problems = [], []
     for index, (item, item_type) in enumerate(zip(value, types, strict=True)):

@@ -1,5 +1,7 @@
 """What the configs build: plain torch modules with plain arguments. B batch, C channels, H W map."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ class TinyNet(nn.Module):
         super().__init__()
         widths = (3, 16, 24, channels)
         layers = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
             height, width = -(-height // 2), -(-width // 2)
         self.layers = nn.Sequential(*layers)

@@ -236,8 +236,8 @@ def splits(
     """List the figures of a data set; none is drawn.
 
     Every person is seen `images` times by each camera. People to train on have even numbers and people to
-    test on odd ones, so that changing how many there are of one leaves the others as they were. A test person's
-    first image of each camera is a query, the rest is the gallery.
+    test on odd ones, so that changing how many there are of one leaves the others as they were. The first
+    image of a test person by each camera is a query, the rest is the gallery.
 
     Raises:
         ValueError: A number is out of its range, or the domain is not one of `DOMAINS`.
