@@ -17,6 +17,12 @@ from reidcore.errors import RunError, os_message
 PLAIN_SECONDS = 10.0
 
 
+def make_console(stderr: bool = False) -> Console:
+    """Return the console; what is no terminal has no width to wrap at."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=200)
+
+
 class JsonLines:
     """Appends each event to a file as one JSON object a line.
 
@@ -72,7 +78,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """Show a sentence."""
         if not self.quiet:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Show one event."""
@@ -85,13 +91,14 @@ class Terminal:
                 f"epoch {event['epoch']}: loss {event['loss']:.3f}, {event['images_per_second']:.0f} images/s, "
                 f"{event['seconds']:.0f} s",
                 highlight=False,
+                soft_wrap=True,
             )
         elif event["kind"] == "evaluation":
             figures = ", ".join(f"{name} {value:.3f}" for name, value in event["metrics"].items())
             covered = f"{event['covered']} of {event['queries']} queries"
-            self.console.print(f"{event['test']}: {figures} ({covered})", highlight=False)
+            self.console.print(f"{event['test']}: {figures} ({covered})", highlight=False, soft_wrap=True)
         elif event["kind"] == "resume":
-            self.console.print(f"going on from step {event['step']}", highlight=False)
+            self.console.print(f"going on from step {event['step']}", highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -121,7 +128,7 @@ class Terminal:
         elif time.monotonic() - self.last_line > PLAIN_SECONDS:
             self.last_line = time.monotonic()
             where = f"epoch {event['epoch']}, step {event['step']}/{event['steps']}"
-            self.console.print(f"{where}: {text}", highlight=False)
+            self.console.print(f"{where}: {text}", highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
@@ -143,4 +150,4 @@ def metrics_table(rows: Mapping[str, Mapping[str, float]], title: str = "") -> T
     return table
 
 
-__all__ = ["JsonLines", "Terminal", "duration", "metrics_table"]
+__all__ = ["JsonLines", "Terminal", "duration", "make_console", "metrics_table"]

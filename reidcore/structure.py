@@ -228,7 +228,10 @@ def _attrs(converter: Converter, table: Any, cls: Any) -> Any:
         if name == inline:
             source = rest
         elif name in given or "default_table" in field.metadata:
-            source = given.get(name, field.metadata.get("default_table"))
+            default = field.metadata.get("default_table")
+            source = given.get(name, default)
+            if isinstance(default, Mapping) and isinstance(source, Mapping):
+                source = {**default, **source}  # options without a name are the default component's
         else:
             if field.default is attrs.NOTHING:
                 problems.append(Problem((name,), f"missing; expected {_expected(field)}"))

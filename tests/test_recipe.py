@@ -77,6 +77,11 @@ def test_a_table_without_a_name_of_the_run_is_refused():
         load_recipe({"train": [{"name": "folder", "root": "x"}]})
 
 
+def test_options_without_a_name_are_the_default_components(write):
+    recipe = load_recipe(write("r.toml", '[optimizer]\nlr = 0.5\n[[train]]\nname = "folder"\nroot = "x"')).recipe
+    assert (type(recipe.optimizer).__name__, recipe.optimizer.lr) == ("Adam", 0.5)
+
+
 def test_toml_1_1_inline_tables_over_several_lines(write):
     file = write("r.toml", 'train = [\n  {\n    name = "folder",\n    root = "x",\n  },\n]\n')
     assert len(load_recipe(file).recipe.train) == 1

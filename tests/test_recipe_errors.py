@@ -82,8 +82,8 @@ ONE_MISTAKE = {
         "6: export.0.name: no exporter is called 'nowhere'; no installed plugin offers one",
     ),
     "a missing name": (
-        "[head]",
-        "5: head: the key 'name' is missing; it chooses a head: bnneck, linear",
+        "[[loss]]\nweight = 1.0",
+        "5: loss.0: the key 'name' is missing; it chooses a loss: cross-entropy, triplet",
     ),
     "a name that is no text": ("[head]\nname = 3", "6: head.name: found 3; expected the name of a head"),
     "a value where a component belongs": (

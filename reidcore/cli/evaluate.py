@@ -2,10 +2,8 @@
 
 from argparse import ArgumentParser, Namespace
 
-from rich.console import Console
-
 from reidcore.api import evaluate_run
-from reidcore.reporting import metrics_table
+from reidcore.reporting import make_console, metrics_table
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -16,7 +14,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(options: Namespace) -> int:
     """Print the figures and how many queries they cover."""
-    console = Console()
+    console = make_console()
     results = evaluate_run(options.run, options.set)
     console.print(metrics_table(results))
     for label, result in results.items():

@@ -10,7 +10,7 @@ from rich.table import Table
 from reidcore.api import Finished, run
 from reidcore.cli import add_recipe_arguments
 from reidcore.recipe import load_recipe
-from reidcore.reporting import metrics_table
+from reidcore.reporting import make_console, metrics_table
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def main(options: Namespace) -> int:
     """Run the recipe, once or once a seed, and print what came out."""
-    console = Console()
+    console = make_console()
     overrides = list(options.set)
     if options.output:
         overrides.append(f"run.output={options.output}")
@@ -53,7 +53,7 @@ def main(options: Namespace) -> int:
 
 def _run(options: Namespace, overrides: Sequence[str]) -> Finished:
     loaded = load_recipe(options.recipe, overrides=overrides, plugin_files=options.plugin)
-    return run(loaded, resume=options.resume, console=Console(stderr=True), quiet=options.quiet)
+    return run(loaded, resume=options.resume, console=make_console(stderr=True), quiet=options.quiet)
 
 
 def _print(console: Console, finished: Sequence[Finished]) -> None:

@@ -27,7 +27,10 @@ Pipeline = Sequence[Callable[[Tensor], Tensor]]
 
 def worker_count(workers: int | None) -> int:
     """Return the number of loader processes: `workers`, or as many as usable cores, at most 8."""
-    return min(8, len(os.sched_getaffinity(0))) if workers is None else workers
+    if workers is not None:
+        return workers
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, usable)
 
 
 class Loader:
@@ -106,12 +109,18 @@ def test_batches(
 def split_batch(labels: NDArray[Any], world: World) -> NDArray[Any]:
     """Return the places of a global batch, with (B,) `labels`, that are this process's: whole identities.
 
-    Images of one identity stand together; the identities are divided as equally as they go.
+    Images of one identity stand together; the identities are divided as equally as they go. Raises DataError, in
+    every process, when there are fewer identities than processes.
     """
     starts = np.flatnonzero(np.diff(labels)) + 1
     groups = np.split(np.arange(len(labels)), starts)
+    if len(groups) < world.size:
+        raise DataError(
+            f"a batch of {len(groups)} identities cannot be split over {world.size} processes; "
+            f"raise sampler.identities to at least {world.size}, or lower --processes"
+        )
     mine = np.array_split(np.arange(len(groups)), world.size)[world.rank]
-    return np.concatenate([groups[group] for group in mine]) if len(mine) else np.arange(0)
+    return np.concatenate([groups[group] for group in mine])
 
 
 class _Plan:
@@ -143,13 +152,13 @@ class _Images(Dataset[tuple[Tensor, int] | ReidError]):
         sample = self.samples[index]
         try:
             image = read_image(sample)
+            with torch.random.fork_rng(devices=[]):
+                random = np.random.SeedSequence([self.seed, epoch, position])
+                torch.default_generator.manual_seed(int(random.generate_state(1, np.uint64)[0] >> 1))
+                for transform in self.pipeline:
+                    image = transform(image)
         except ReidError as error:  # an exception would cross processes as a stack trace in a text
             return error
-        with torch.random.fork_rng(devices=[]):
-            random = np.random.SeedSequence([self.seed, epoch, position])
-            torch.default_generator.manual_seed(int(random.generate_state(1, np.uint64)[0] >> 1))
-            for transform in self.pipeline:
-                image = transform(image)
         if tuple(image.shape[1:]) != self.size:
             found = "x".join(map(str, image.shape[1:]))
             expected = "x".join(map(str, self.size))

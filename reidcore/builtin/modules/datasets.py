@@ -25,6 +25,9 @@ def folder(root: Path) -> Splits:
     _require_folder(root, "train/, query/ and gallery/ with files <identity>_c<camera>_<anything>.<ext>")
     if not any((root / split).is_dir() for split in _SPLITS):
         raise DataError(f"{root} holds none of train/, query/ and gallery/; put the images into these folders")
+    if (root / "query").is_dir() != (root / "gallery").is_dir():
+        found, lacking = ("query", "gallery") if (root / "query").is_dir() else ("gallery", "query")
+        raise DataError(f"{root} holds {found}/ but no {lacking}/; a test needs both")
     parts = {split: _read(root / split, _FOLDER, "<identity>_c<camera>_<anything>") for split in _SPLITS}
     return Splits(**parts)
 
@@ -52,31 +55,32 @@ def market1501(root: Path) -> Splits:
 def csv_table(file: Path) -> Splits:
     """Read a table with the columns path, identity, camera and split; others are ignored.
 
-    Identities and cameras may be any text: they are numbered in sorted order. An empty camera is an unknown one.
-    Raises DataError with all faulty rows.
+    Identities and cameras may be any text: they are numbered in sorted order. An empty camera, and -1 for either, is
+    an unknown one. Raises DataError with all faulty rows.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            rows = [(reader.line_num, row) for row in reader]
             columns = reader.fieldnames or ()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {file}: {error}; expected a comma-separated table in UTF-8") from None
     if missing := [name for name in ("path", "identity", "split") if name not in columns]:
         raise DataError(f"{file}: the column {missing[0]} is missing; found {', '.join(columns) or 'none'}")
     faults = []
-    for line, row in enumerate(rows, 2):
+    for line, row in rows:
         if row["split"] not in _SPLITS:
-            faults.append(f"{file}:{line}: split: found '{row['split']}'; expected train, query or gallery")
+            faults.append(f"{file}:{line}: split: found '{row['split'] or ''}'; expected train, query or gallery")
         if not row["path"] or not row["identity"]:
             faults.append(f"{file}:{line}: {'identity' if row['path'] else 'path'} is empty")
     if faults:
         raise DataError("\n".join([*faults[:20], *([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])]))
-    identities = _numbers([row["identity"] for row in rows])
-    cameras = _numbers([row.get("camera") or "" for row in rows])
-    cameras[""] = UNKNOWN
+    identities = _numbers([row["identity"] for _, row in rows])
+    cameras = _numbers([row.get("camera") or "" for _, row in rows])
     parts: dict[str, list[Sample]] = {split: [] for split in _SPLITS}
-    for row in rows:
+    for _, row in rows:
         sample = Sample(file.parent / row["path"], identities[row["identity"]], cameras[row.get("camera") or ""])
         parts[row["split"]].append(sample)
     return Splits(**{split: tuple(samples) for split, samples in parts.items()})
@@ -84,12 +88,13 @@ def csv_table(file: Path) -> Splits:
 
 def _numbers(texts: list[str]) -> dict[str, int]:
     """Number the texts in order, whole numbers by their value unless two are written differently."""
-    distinct = set(texts) - {""}
-    if all(re.fullmatch(r"\d+", text) for text in distinct):
+    unknown = {"": UNKNOWN, str(UNKNOWN): UNKNOWN}
+    distinct = set(texts) - set(unknown)
+    if all(re.fullmatch(r"\d{1,18}", text) for text in distinct):
         numbers = {text: int(text) for text in distinct}
         if len(set(numbers.values())) == len(distinct):
-            return numbers
-    return {text: number for number, text in enumerate(sorted(distinct))}
+            return numbers | unknown
+    return {text: number for number, text in enumerate(sorted(distinct))} | unknown
 
 
 def _require_folder(path: Path, layout: str) -> None:
@@ -101,7 +106,7 @@ def _require_folder(path: Path, layout: str) -> None:
 def _read(path: Path, pattern: re.Pattern[str], form: str) -> tuple[Sample, ...]:
     if not path.is_dir():
         return ()
-    known = Image.registered_extensions()
+    known = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
     samples, faults = [], []
     for file in sorted(path.iterdir()):
         if file.suffix.lower() not in known or file.name.startswith("."):

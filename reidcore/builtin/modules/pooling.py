@@ -26,14 +26,16 @@ class GeneralizedMean(nn.Module):
 
     def __init__(self, alpha: float = 3.0, learn: bool = True, eps: float = 1e-6) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.tensor([alpha]), requires_grad=learn)
+        self.alpha = nn.Parameter(torch.tensor([float(alpha)]), requires_grad=learn)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C), computed in float32: powers of 16-bit numbers overflow."""
+        """(B, C, H, W) -> (B, C), in float32 and relative to the maximum, so that no power overflows or vanishes."""
         with torch.autocast(x.device.type, enabled=False):
-            powers = x.float().clamp(min=self.eps).pow(self.alpha)
-            return powers.mean((2, 3)).pow(1 / self.alpha)
+            x = x.float().clamp(min=self.eps)
+            top = x.detach().amax((2, 3), keepdim=True)  # it cancels out, in the gradient too
+            means = (x / top).pow(self.alpha).mean((2, 3))
+            return means.pow(1 / self.alpha) * top.flatten(1)
 
 
 class Pooling(nn.Module):

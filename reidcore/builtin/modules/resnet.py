@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -78,44 +79,60 @@ def _stage(block: type[BasicBlock | Bottleneck], channels: int, planes: int, blo
 def load_weights(resnet: ResNet, name: str, weights: str) -> None:
     """Load "imagenet" (torchvision's file for `name`), a file, or nothing ("none").
 
-    Raises ReidError when the file is not there and cannot be fetched, or does not fit.
+    Raises ReidError when the file is not there and cannot be fetched, or does not fit. On the meta device, where only
+    shapes are checked, nothing is fetched or read.
     """
-    if weights == "none" or resnet.conv1.weight.is_meta:  # on the meta device only shapes are checked
+    meta = resnet.conv1.weight.is_meta
+    if weights == "none" or (weights == "imagenet" and meta):
         return
-    state = _imagenet(name) if weights == "imagenet" else _file(Path(weights))
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    result = resnet.load_state_dict(state, strict=False)
-    missing = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")]
-    if missing or result.unexpected_keys:
-        wrong = [f"lacks {key}" for key in missing[:3]] + [f"has {key}" for key in result.unexpected_keys[:3]]
-        raise ReidError(f"backbone.weights: {weights} does not fit {name}: it {', '.join(wrong)} …")
+    path = _imagenet(name) if weights == "imagenet" else Path(weights)
+    if not path.is_file():
+        raise ReidError(f"backbone.weights: found '{path}', which is no file; expected 'imagenet', 'none' or a file")
+    if meta:
+        return
+    state = {key: value for key, value in _read(path).items() if not key.startswith("fc.")}
+    own = resnet.state_dict()
+    wrong = [
+        *(f"lacks {key}" for key in own if key not in state and not key.endswith("num_batches_tracked")),
+        *(f"has {key}" for key in state if key not in own),
+        *(f"has another shape of {key}" for key in state if key in own and state[key].shape != own[key].shape),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ReidError(f"backbone.weights: {path} does not fit {name}: it {', '.join(wrong[:3])}{more}")
+    resnet.load_state_dict(state, strict=False)
 
 
-def _imagenet(name: str) -> dict[str, Tensor]:
+def _imagenet(name: str) -> Path:
+    """Return torchvision's file for `name`, fetched when it is not there yet."""
     from torchvision.models import get_model_weights
 
     url = get_model_weights(name).DEFAULT.url
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise ReidError(
-            f"backbone.weights: cannot fetch the ImageNet weights of {name} ({error}); put the file {file.name} of "
-            f'torchvision into {file.parent}, or write weights = "none" to start from random weights'
-        ) from None
+    if not file.exists():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2])
+        except (OSError, RuntimeError, HTTPException) as error:
+            raise ReidError(
+                f"backbone.weights: cannot fetch the ImageNet weights of {name} ({error}); put the file {file.name} "
+                f'of torchvision into {file.parent}, or write weights = "none" to start from random weights'
+            ) from None
+    return file
 
 
-def _file(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> dict[str, Tensor]:
     from reidcore.checkpoint import load_tensors
 
-    if not path.is_file():
-        raise ReidError(f"backbone.weights: found '{path}', which is no file; expected 'imagenet', 'none' or a file")
     if path.suffix == ".safetensors":
         return load_tensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ReidError(f"backbone.weights: cannot read {path}: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ReidError(f"backbone.weights: {path} is not a state dict of tensors")
+    except Exception as error:  # torch's own advice is to run the code in the file
+        raise ReidError(
+            f"backbone.weights: cannot read {path}, which is damaged or holds more than tensors "
+            f"({type(error).__name__}); expected what torch.save(model.state_dict(), FILE) writes, or safetensors"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise ReidError(f"backbone.weights: {path} is not a state dict: a dict of names and tensors")
     return state

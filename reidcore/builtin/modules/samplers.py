@@ -14,9 +14,10 @@ from reidcore.errors import DataError
 class IdentityBalanced:
     """Batches of P identities with K images each (Hermans et al. 2017).
 
-    Each identity's images are dealt into groups of K from as many cameras as possible; a last group that is too
-    small is topped up, with repeats where an identity has fewer than K images. An epoch takes as many batches as the
-    groups fill, so every image is seen, but for those of an identity that has more groups than there are batches.
+    Each identity's images are dealt into groups of at most K from as many cameras as possible; smaller ones are
+    topped up, from cameras that they lack before others, with repeats where an identity has fewer than K images. An
+    epoch takes as many batches as the groups fill, so every image is seen, but for those of an identity that has
+    more groups than there are batches.
 
     labels, cameras: (N,) ints. Raises DataError when there are fewer than P identities.
     """
@@ -55,21 +56,19 @@ class IdentityBalanced:
             yield np.concatenate(rows)
 
     def _groups(self, members: NDArray[Any], random: np.random.Generator) -> list[NDArray[Any]]:
-        """Split one identity's images into groups of K from as many cameras as possible, topping up the last."""
-        shuffled = random.permutation(members)
-        # dealing the cameras out one image each in turn makes neighbours differ in camera
-        turn = np.empty(len(shuffled), int)
-        cameras = self.cameras[shuffled]
-        for camera in np.unique(cameras):
-            where = np.flatnonzero(cameras == camera)
-            turn[where] = np.arange(len(where))
-        dealt = shuffled[np.lexsort((random.random(len(turn)), turn))]
-        groups = [dealt[start : start + self.k] for start in range(0, len(dealt), self.k)]
-        last = groups[-1]
-        if len(last) < self.k:
-            others = np.setdiff1d(members, last)
-            spare = random.permutation(others)[: self.k - len(last)]
-            full = np.concatenate([last, spare])
-            repeats = random.choice(members, self.k - len(full))
-            groups[-1] = np.concatenate([full, repeats])
-        return [groups[index] for index in random.permutation(len(groups))]
+        """Split one identity's images into groups of K, each from as many cameras as possible."""
+        # like a hand of cards: dealt round by round, the images of one camera come to different groups
+        names, camera = np.unique(self.cameras[members], return_inverse=True)
+        dealt = members[np.lexsort((random.random(len(members)), random.permutation(len(names))[camera]))]
+        count = -(-len(members) // self.k)
+        groups = [self._top_up(dealt[start::count], members, random) for start in range(count)]
+        return [groups[index] for index in random.permutation(count)]
+
+    def _top_up(self, group: NDArray[Any], members: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
+        """Add images to a group until it has K: new ones before repeats, from new cameras before the same."""
+        while len(group) < self.k:
+            others = np.setdiff1d(members, group)
+            pool = others if len(others) else members
+            elsewhere = pool[~np.isin(self.cameras[pool], self.cameras[group])]
+            group = np.append(group, random.choice(elsewhere if len(elsewhere) else pool))
+        return group

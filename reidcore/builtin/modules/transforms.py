@@ -10,6 +10,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from reidcore.errors import DataError
+
 _MEAN = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]
 
 
@@ -52,8 +54,14 @@ class PadCrop:
         self.height, self.width, self.padding, self.fill = height, width, padding, fill
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(3, H, W) -> (3, height, width); the image must be at least that large."""
+        """(3, H, W) -> (3, height, width). Raises DataError when even the padded image is smaller."""
         padded: Tensor = F.pad(image, [self.padding] * 4, fill=self.fill)
+        if padded.shape[1] < self.height or padded.shape[2] < self.width:
+            found = f"{image.shape[1]}x{image.shape[2]}"
+            raise DataError(
+                f"transform: pad-crop got an image of {found} pixels, too small to crop {self.height}x{self.width} "
+                "from; place 'resize' before it"
+            )
         top = _integer(padded.shape[1] - self.height + 1)
         left = _integer(padded.shape[2] - self.width + 1)
         return padded[:, top : top + self.height, left : left + self.width]
