@@ -86,9 +86,10 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
     samples: list[Sample] = []
     if train:
         sources = [entry for entry in recipe.train if entry.role == "source"]
-        samples = _combine([read(entry.dataset).train for entry in sources])
+        labelled = [[s for s in read(entry.dataset).train if s.identity != UNKNOWN] for entry in sources]
+        samples = _combine(labelled)
         if not samples:
-            raise DataError("the [[train]] data sets hold no training images")
+            raise DataError("the [[train]] data sets hold no labelled training images")
     tests = tuple(
         Test(
             label=loaded.label(position),

@@ -226,7 +226,7 @@ def _attrs(converter: Converter, table: Any, cls: Any) -> Any:
     for name, field in fields.items():
         prefix: TomlPath = () if name == inline else (name,)
         if name == inline:
-            source = rest
+            source: Any = rest
         elif name in given or "default_table" in field.metadata:
             default = field.metadata.get("default_table")
             source = given.get(name, default)

@@ -6,6 +6,7 @@ and not on where a run was resumed. B batch, H W height and width.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -176,7 +177,7 @@ def _collate(items: list[tuple[Tensor, int] | ReidError]) -> tuple[Tensor, Tenso
 
 def _unwrap(item: tuple[Tensor, Tensor] | ReidError) -> tuple[Tensor, Tensor]:
     if isinstance(item, ReidError):
-        raise item
+        raise copy.copy(item)  # an error that is held by a frame of its own traceback keeps the processes alive
     return item
 
 
