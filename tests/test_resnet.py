@@ -15,6 +15,7 @@ from torchvision.models import get_model_weights
 
 from reidcore.builtin.backbones import reidcore_backbones
 from reidcore.builtin.modules.resnet import STAGES, ResNet, load_weights
+from reidcore.builtin.backbones import _RESNETS as backbones
 from reidcore.errors import ReidError
 
 REFERENCES: dict[int, Callable[[], nn.Module]] = {
@@ -285,7 +286,7 @@ def test_what_is_fetched_is_torchvisions_file_with_its_hash(
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_every_depth_has_imagenet_weights_with_a_hash_in_their_name(depth: int) -> None:
-    file = Path(get_model_weights(f"resnet{depth}").DEFAULT.url)
+    file = Path(get_model_weights(f"resnet{depth}")["IMAGENET1K_V1"].url)
     assert len(file.stem.rpartition("-")[2]) == 8
 
 
@@ -309,3 +310,20 @@ def test_nothing_is_fetched_on_the_meta_device(checkpoints: Path) -> None:
     with torch.device("meta"):
         load_weights(ResNet(18, 32, 32), "resnet18", "imagenet")
     assert not checkpoints.exists()
+
+
+def test_base_scales_every_stage_and_has_no_imagenet_weights() -> None:
+    resnet = ResNet(18, 32, 32, base=16)
+    maps = resnet(torch.zeros(2, 3, 32, 32), ("stage1", "stage4"))
+    assert [maps[name].shape[1] for name in ("stage1", "stage4")] == [16, 128]
+    assert [resnet.shapes[name].channels for name in ("stage1", "stage4")] == [16, 128]
+    with pytest.raises(ValueError, match=r"found base = 16, of which there are no ImageNet weights"):
+        backbones["resnet18"](base=16)
+
+
+def test_residual_branches_start_at_nothing() -> None:
+    for depth in (18, 50):
+        resnet = ResNet(depth, 32, 32)
+        block = resnet.layer1[1]
+        x = torch.rand(2, resnet.shapes["stage1"].channels, 4, 4)
+        assert torch.equal(block(x), x)

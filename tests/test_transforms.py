@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from reidcore.builtin import transforms as configs
-from reidcore.builtin.modules.transforms import Flip, PadCrop, RandomErasing, Resize
+from reidcore.builtin.modules.transforms import ColorJitter, Flip, PadCrop, RandomErasing, RandomResizedCrop, Resize
 from reidcore.errors import DataError
 
 HEIGHT, WIDTH = 24, 16
@@ -20,6 +20,9 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "flip": Flip(1.0),
     "flip-at-times": Flip(0.5),
     "pad-crop": PadCrop(HEIGHT, WIDTH, padding=4, fill=7),
+    "resized-crop": RandomResizedCrop(HEIGHT, WIDTH, (0.2, 1.0), (0.75, 1.3333)),
+    "jitter": ColorJitter(1.0, 0.2, 0.2, 0.2, 0.1),
+    "jitter-at-times": ColorJitter(0.5, 0.2, 0.2, 0.0, 0.0),
     "erasing-mean": RandomErasing(1.0, (0.02, 0.33), (0.3, 3.3), "mean"),
     "erasing-random": RandomErasing(1.0, (0.02, 0.33), (0.3, 3.3), "random"),
     "erasing-zero": RandomErasing(1.0, (0.02, 0.33), (0.3, 3.3), "zero"),
@@ -186,18 +189,51 @@ def test_resizing_to_the_same_size_changes_nothing() -> None:
     assert torch.equal(Resize(HEIGHT, WIDTH)(noise()), noise())
 
 
-def test_only_resize_gives_the_input_size_whatever_came_in() -> None:
+def test_resizing_transforms_give_the_input_size_whatever_came_in() -> None:
     built = {item.name: item.config().build(HEIGHT, WIDTH) for item in configs.reidcore_transforms()}
     assert {name: part.resizes for name, part in built.items()} == {
         "resize": True,
         "flip": False,
         "pad-crop": False,
+        "random-resized-crop": True,
+        "color-jitter": False,
         "random-erasing": False,
     }
-    assert built["resize"](noise(50, 50)).shape == (3, HEIGHT, WIDTH)
+    for name in ("resize", "random-resized-crop"):
+        assert built[name](noise(50, 50)).shape == (3, HEIGHT, WIDTH)
 
 
 @pytest.mark.parametrize("name", ["area", "ratio"])
 def test_bounds_in_the_wrong_order_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name}: found 0.5 above 0.2; expected the smaller one first"):
         configs.RandomErasing(**{name: (0.5, 0.2)})
+
+
+def test_the_resized_crop_is_a_part_of_the_asked_size_and_shape() -> None:
+    ramp = torch.arange(200)[:, None].expand(200, 100).to(torch.uint8)
+    image = torch.stack([ramp, torch.arange(100)[None].expand(200, 100).to(torch.uint8), ramp])
+    crop = RandomResizedCrop(200, 100, (0.25, 0.36), (0.8, 1.25))
+    shares, ratios = [], []
+    for seed in range(200):
+        result = seeded(crop, image, seed).double()
+        height = (result[0].max() - result[0].min()).item() / 199
+        width = (result[1].max() - result[1].min()).item() / 99
+        shares.append(height * width)
+        ratios.append(width / height)
+    assert 0.23 < min(shares) < 0.27
+    assert 0.34 < max(shares) < 0.38
+    assert 0.76 < min(ratios) < 0.85
+    assert 1.18 < max(ratios) < 1.31
+
+
+def test_jitter_of_no_probability_or_of_no_amount_changes_nothing() -> None:
+    for jitter in (ColorJitter(0.0, 0.5, 0.5, 0.5, 0.5), ColorJitter(1.0, 0.0, 0.0, 0.0, 0.0)):
+        assert torch.equal(seeded(jitter, noise(), 1), noise())
+
+
+def test_jitter_of_brightness_is_one_factor_for_all_pixels() -> None:
+    image = torch.full((3, HEIGHT, WIDTH), 100, dtype=torch.uint8)
+    values = [seeded(ColorJitter(1.0, 0.2, 0.0, 0.0, 0.0), image, seed).unique() for seed in range(50)]
+    assert all(len(value) == 1 for value in values)
+    assert 80 <= min(map(int, values)) < 86
+    assert 114 < max(map(int, values)) <= 120

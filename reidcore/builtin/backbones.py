@@ -19,12 +19,21 @@ class _ResNetConfig:
     depth: ClassVar[int]
 
     last_stride: Literal[1, 2] = option(1, help="stride of the last stage; 1 keeps its map at 1/16 of the image")
+    base: int = option(
+        64, help="channels of the stem, with which all stages scale; 64 is the published network", at_least=1
+    )
     weights: str = option("imagenet", help="'imagenet' (torchvision's), 'none' or a file of weights")
+
+    def __attrs_post_init__(self) -> None:
+        if self.weights == "imagenet" and self.base != 64:
+            raise ValueError(
+                f'found base = {self.base}, of which there are no ImageNet weights; write weights = "none"'
+            )
 
     def build(self, height: int, width: int) -> ResNet:
         from reidcore.builtin.modules.resnet import ResNet, load_weights
 
-        resnet = ResNet(self.depth, height, width, self.last_stride)
+        resnet = ResNet(self.depth, height, width, self.last_stride, self.base)
         load_weights(resnet, f"resnet{self.depth}", self.weights)
         return resnet
 

@@ -48,9 +48,40 @@ class Market1501:
         return market1501(self.root)
 
 
+@frozen(kw_only=True)
+class Synthetic:
+    """Person-like figures that are drawn when they are needed: no download, any size."""
+
+    identities: int = option(125, help="people to train on", at_least=1)
+    test_identities: int = option(60, help="other people to test on", at_least=1)
+    cameras: int = option(4, help="cameras, each of which sees everybody", at_least=2)
+    images: int = option(4, help="images of each person by each camera", at_least=2)
+    height: int = option(128, help="pixels of the drawn image", at_least=16)
+    width: int = option(64, help="pixels of the drawn image", at_least=8)
+    occluded: float = option(0.1, help="share of the images in which something hides a part", at_least=0, at_most=1)
+    domain: Literal["street", "night", "snow", "indoor"] = option("street", help="the look of scenes and clothes")
+    seed: int = option(0, help="other people and scenes for another number", at_least=0)
+
+    def build(self) -> Splits:
+        from reidcore.builtin.modules.synthetic import splits
+
+        return splits(
+            identities=self.identities,
+            test_identities=self.test_identities,
+            cameras=self.cameras,
+            images=self.images,
+            height=self.height,
+            width=self.width,
+            occluded=self.occluded,
+            domain=self.domain,
+            seed=self.seed,
+        )
+
+
 @hookimpl
 def reidcore_datasets() -> Iterator[Component]:
     """Offer folder, csv, market1501 and synthetic."""
     yield Component(name="folder", config=Folder)
     yield Component(name="csv", config=Csv)
     yield Component(name="market1501", config=Market1501)
+    yield Component(name="synthetic", config=Synthetic)

@@ -52,6 +52,40 @@ class PadCrop:
 
 
 @frozen(kw_only=True)
+class RandomResizedCrop:
+    """Crop a part of random size, place and shape, and resize it to the input size."""
+
+    area: tuple[float, float] = option((0.5, 1.0), help="smallest and largest share of the image", above=0, at_most=1)
+    ratio: tuple[float, float] = option(
+        (0.75, 1.3333), help="smallest and largest change of width over height, against the image's", above=0
+    )
+
+    def build(self, height: int, width: int) -> modules.RandomResizedCrop:
+        from reidcore.builtin.modules.transforms import RandomResizedCrop
+
+        return RandomResizedCrop(height, width, self.area, self.ratio)
+
+    def __attrs_post_init__(self) -> None:
+        _require_ranges(area=self.area, ratio=self.ratio)
+
+
+@frozen(kw_only=True)
+class ColorJitter:
+    """Change brightness, contrast, saturation and hue at random, each by at most its amount, in random order."""
+
+    probability: float = option(1.0, help="how often", at_least=0, at_most=1)
+    brightness: float = option(0.2, help="factor from 1 - this to 1 + this", at_least=0, at_most=1)
+    contrast: float = option(0.2, help="factor from 1 - this to 1 + this", at_least=0, at_most=1)
+    saturation: float = option(0.0, help="factor from 1 - this to 1 + this", at_least=0, at_most=1)
+    hue: float = option(0.0, help="turn of the colour circle, at most half of it", at_least=0, at_most=0.5)
+
+    def build(self, height: int, width: int) -> modules.ColorJitter:
+        from reidcore.builtin.modules.transforms import ColorJitter
+
+        return ColorJitter(self.probability, self.brightness, self.contrast, self.saturation, self.hue)
+
+
+@frozen(kw_only=True)
 class RandomErasing:
     """Erase a rectangle (Zhong et al. 2020)."""
 
@@ -66,15 +100,21 @@ class RandomErasing:
         return RandomErasing(self.probability, self.area, self.ratio, self.fill)
 
     def __attrs_post_init__(self) -> None:
-        for name, (low, high) in {"area": self.area, "ratio": self.ratio}.items():
-            if low > high:
-                raise ValueError(f"{name}: found {low} above {high}; expected the smaller one first")
+        _require_ranges(area=self.area, ratio=self.ratio)
+
+
+def _require_ranges(**ranges: tuple[float, float]) -> None:
+    for name, (low, high) in ranges.items():
+        if low > high:
+            raise ValueError(f"{name}: found {low} above {high}; expected the smaller one first")
 
 
 @hookimpl
 def reidcore_transforms() -> Iterator[Component]:
-    """Offer resize, flip, pad-crop and random-erasing."""
+    """Offer what changes training images."""
     yield Component(name="resize", config=Resize)
     yield Component(name="flip", config=Flip)
     yield Component(name="pad-crop", config=PadCrop)
+    yield Component(name="random-resized-crop", config=RandomResizedCrop)
+    yield Component(name="color-jitter", config=ColorJitter)
     yield Component(name="random-erasing", config=RandomErasing)

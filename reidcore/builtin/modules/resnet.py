@@ -22,24 +22,25 @@ class ResNet(nn.Module):
     """ResNet (He et al. 2016) without its classifier.
 
     It offers the maps `stage1` to `stage4`; with `last_stride` 1 the last one is at 1/16 of the image (Sun et al.
-    2018). Parameters are called as in torchvision, whose state dicts fit.
+    2018). `base` is the number of channels of the stem, 64 in the published network; the stages scale with it. Each
+    residual branch starts at 0 (Goyal et al. 2017). Parameters are called as in torchvision, whose state dicts fit.
     """
 
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
 
-    def __init__(self, depth: int, height: int, width: int, last_stride: int = 1) -> None:
+    def __init__(self, depth: int, height: int, width: int, last_stride: int = 1, base: int = 64) -> None:
         super().__init__()
         block = BasicBlock if depth < 50 else Bottleneck
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, base, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        channels = 64
+        channels = base
         self.shapes: dict[str, MapShape] = {}
         height, width = -(-height // 4), -(-width // 4)
         for number, (blocks, stride) in enumerate(zip(_LAYERS[depth], (1, 2, 2, last_stride), strict=True), 1):
-            planes = 32 << number
+            planes = base << (number - 1)
             layer = _stage(block, channels, planes, blocks, stride)
             channels = planes * block.expansion
             height, width = -(-height // stride), -(-width // stride)
@@ -48,6 +49,10 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
 
     def forward(self, images: Tensor, want: Sequence[str], cameras: Tensor | None = None) -> Mapping[str, Tensor]:
         """(B, 3, H, W) normalised -> `{stage: (B, C, H, W)}` for the wanted stages; later stages are not computed."""
@@ -107,7 +112,7 @@ def _imagenet(name: str) -> Path:
     """Return torchvision's file for `name`, fetched when it is not there yet."""
     from torchvision.models import get_model_weights
 
-    url = get_model_weights(name).DEFAULT.url
+    url = get_model_weights(name)["IMAGENET1K_V1"].url  # V2's recipe transfers less well
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not file.exists():
         try:

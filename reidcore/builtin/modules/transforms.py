@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from reidcore.errors import DataError
@@ -65,6 +65,49 @@ class PadCrop:
         top = _integer(padded.shape[1] - self.height + 1)
         left = _integer(padded.shape[2] - self.width + 1)
         return padded[:, top : top + self.height, left : left + self.width]
+
+
+class RandomResizedCrop:
+    """Crop a rectangle and resize it to (height, width).
+
+    `area` is a range of shares of the image, `ratio` one of the rectangle's width over height against the image's own,
+    uniform in its logarithm, so that a tall image stays a tall one. A rectangle that does not fit is drawn again, ten
+    times at most; then the whole image is taken.
+    """
+
+    resizes = True
+
+    def __init__(self, height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]) -> None:
+        self.resize, self.area, self.ratio = Resize(height, width), area, ratio
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> (3, height, width)."""
+        _, height, width = image.shape
+        for _ in range(10):
+            area = _uniform(*self.area)
+            ratio = math.exp(_uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            h, w = round(height * math.sqrt(area / ratio)), round(width * math.sqrt(area * ratio))
+            if 0 < h <= height and 0 < w <= width:
+                top, left = _integer(height - h + 1), _integer(width - w + 1)
+                return self.resize(image[:, top : top + h, left : left + w])
+        return self.resize(image)
+
+
+class ColorJitter:
+    """torchvision's colour jitter, with a probability."""
+
+    resizes = False
+
+    def __init__(self, probability: float, brightness: float, contrast: float, saturation: float, hue: float) -> None:
+        self.probability = probability
+        self.jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> (3, H, W)."""
+        if _uniform(0, 1) >= self.probability:
+            return image
+        changed: Tensor = self.jitter(image)
+        return changed
 
 
 class RandomErasing:
