@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from reidcore.builtin.backbones import _RESNETS as backbones
 from reidcore.builtin.backbones import reidcore_backbones
 from reidcore.builtin.modules.resnet import STAGES, ResNet, load_weights
-from reidcore.builtin.backbones import _RESNETS as backbones
 from reidcore.errors import ReidError
 
 REFERENCES: dict[int, Callable[[], nn.Module]] = {
