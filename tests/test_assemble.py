@@ -1,0 +1,135 @@
+"""From recipes to data and models: what is joined, held out and left out."""
+
+import numpy as np
+import pytest
+import torch
+from attrs import evolve
+
+from reidcore.assemble import _combine, _hold_out, build_model, find_precision, read_data
+from reidcore.checkpoint import load_state, load_tensors, save_state
+from reidcore.errors import RunError
+from reidcore.recipe import load_recipe
+from reidcore.types import Sample
+
+
+class Shown:
+    """A picture that is never opened."""
+
+    def __init__(self, name):
+        self.name = name
+
+
+def samples(*pairs):
+    """Return samples of (identity, camera) pairs."""
+    return [Sample(Shown(f"{number}"), identity, camera) for number, (identity, camera) in enumerate(pairs)]
+
+
+def test_joined_sets_keep_identities_and_cameras_apart():
+    joined = _combine([samples((3, 1), (5, 2)), samples((3, 1), (0, -1))])
+    assert [(sample.identity, sample.camera) for sample in joined] == [(3, 1), (5, 2), (9, 4), (6, -1)]
+
+
+def test_one_set_stays_as_it_is():
+    given = samples((3, 1), (5, 2))
+    assert _combine([given]) == given
+
+
+def test_unlabelled_training_images_are_left_out(toy_recipe, toy_folder):
+    for file in (toy_folder / "train").glob("0002*"):
+        file.rename(file.with_name(file.name.replace("0002", "-001")))
+    data = read_data(load_recipe(toy_recipe))
+    assert (len(data.train.samples), data.classes) == (30, 5)
+    assert set(np.unique(data.train.labels)) == set(range(5))
+
+
+def test_held_out_identities_are_not_trained_on_and_every_query_has_a_match():
+    given = samples(*((identity, camera) for identity in range(10) for camera in (0, 1, 1)))
+    kept, test = _hold_out(given, 0.3, seed=1)
+    trained = {sample.identity for sample in kept}
+    held = {sample.identity for sample in test.splits.gallery}
+    assert len(held) == 3
+    assert not trained & held
+    assert len(kept) + len(test.splits.gallery) == len(given)
+    assert len(test.splits.query) == 6
+    assert test.protocol == "cross-camera"
+    assert test.coverage_note() == ""
+
+
+def test_a_holdout_without_cameras_does_not_let_an_image_find_itself():
+    kept, test = _hold_out(samples(*((identity, -1) for identity in range(4) for _ in range(3))), 0.5, seed=1)
+    assert test.protocol == "all-cameras"
+    assert test.coverage_note() == ""
+    assert len(kept) == 6
+
+
+def test_a_model_gives_the_same_kind_of_output_in_training_and_evaluation(toy_recipe):
+    model = build_model(load_recipe(toy_recipe).recipe, classes=5)
+    images = torch.randint(0, 256, (4, 3, 32, 16), dtype=torch.uint8)
+    for output in (model.train()(images), model.eval()(images)):
+        assert output.embedding.shape == (4, model.dim)
+        assert output.logits["global"].shape == (4, 5)
+        assert set(output.before) == set(output.after) == {"global"}
+    assert set(model(images, want=("stage2",)).maps) == {"stage2"}
+
+
+def test_a_model_does_not_change_its_images(toy_recipe):
+    model = build_model(load_recipe(toy_recipe).recipe, classes=5)
+    images = torch.rand(2, 3, 32, 16) * 255
+    before = images.clone()
+    model(images)
+    assert torch.equal(images, before)
+
+
+def test_images_are_normalised_by_the_backbones_mean_and_deviation(toy_recipe):
+    model = build_model(load_recipe(toy_recipe).recipe, classes=5)
+    image = torch.tensor([0.485, 0.456, 0.406])[None, :, None, None] * 255
+    assert torch.allclose(model.normalize(image), torch.zeros(1, 3, 1, 1), atol=1e-5)
+    white = model.normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
+    assert torch.allclose(white, (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225]))
+
+
+def test_precision_is_what_was_asked_for():
+    cpu = torch.device("cpu")
+    assert find_precision("float32", cpu) == torch.float32
+    assert find_precision("bfloat16", cpu) == torch.bfloat16
+    able = torch.cpu.get_capabilities()
+    fast = able.get("avx512_bf16") or able.get("amx_bf16")
+    assert find_precision("auto", cpu) == (torch.bfloat16 if fast else torch.float32)
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    shared = torch.arange(3.0)
+    state = {
+        "tensors": [shared, shared, {"scalar": torch.tensor(2), "empty": torch.zeros(0, 4)}],
+        "numbers": {0: 1, 1: 0.1, "x": None, "flag": True, "text": "é"},
+        "layout": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    }
+    save_state(tmp_path / "state.safetensors", state)
+    again = load_state(tmp_path / "state.safetensors")
+    assert again["numbers"] == state["numbers"]
+    assert torch.equal(again["layout"], state["layout"])
+    assert torch.equal(again["tensors"][1], shared)
+    assert again["tensors"][2]["scalar"].item() == 2
+    assert again["tensors"][2]["empty"].shape == (0, 4)
+
+
+def test_a_state_holds_no_objects(tmp_path):
+    with pytest.raises(TypeError, match="found Sample"):
+        save_state(tmp_path / "state.safetensors", {"sample": samples((1, 1))[0]})
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_file_is_an_error_that_names_it(damage, tmp_path):
+    file = tmp_path / "state.safetensors"
+    save_state(file, {"x": torch.rand(100)})
+    file.write_bytes(file.read_bytes()[:-50] if damage is None else damage)
+    for load in (load_state, load_tensors):
+        with pytest.raises(RunError, match=f"cannot read {file}"):
+            load(file)
+
+
+def test_a_test_without_queries_is_refused(toy_recipe, toy_folder):
+    data = read_data(load_recipe(toy_recipe))
+    (test,) = data.tests
+    with pytest.raises(Exception, match="test set 'folder' has no query images"):
+        evolve(test, splits=evolve(test.splits, query=())).coverage_note()
