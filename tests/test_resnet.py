@@ -93,10 +93,13 @@ def test_the_last_stride_changes_only_the_step_of_the_last_stage() -> None:
 
 
 @pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("stem_stride", [2, 4])
 @pytest.mark.parametrize("last_stride", [1, 2])
 @pytest.mark.parametrize(("height", "width"), [(33, 17), (63, 50), (1, 2)])
-def test_declared_shapes_are_the_real_ones(depth: int, last_stride: int, height: int, width: int) -> None:
-    backbone = ResNet(depth, height, width, last_stride).eval()
+def test_declared_shapes_are_the_real_ones(
+    depth: int, last_stride: int, stem_stride: int, height: int, width: int
+) -> None:
+    backbone = ResNet(depth, height, width, last_stride, stem_stride=stem_stride).eval()
     with torch.no_grad():
         maps = backbone(torch.randn(1, 3, height, width), STAGES)
     assert list(backbone.shapes) == list(STAGES)

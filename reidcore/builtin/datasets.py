@@ -59,7 +59,7 @@ class Synthetic:
     images: int = option(4, help="images of each person by each camera", at_least=2)
     height: int = option(128, help="pixels of the drawn image", at_least=16)
     width: int = option(64, help="pixels of the drawn image", at_least=8)
-    occluded: float = option(0.1, help="share of the images in which something hides a part", at_least=0, at_most=1)
+    occluded: float = option(0.0, help="share of the images in which something hides a part", at_least=0, at_most=1)
     domain: Literal["street", "night", "snow", "indoor"] = option("street", help="the look of scenes and clothes")
     seed: int = option(0, help="other people and scenes for another number", at_least=0)
 

@@ -22,23 +22,27 @@ class ResNet(nn.Module):
     """ResNet (He et al. 2016) without its classifier.
 
     It offers the maps `stage1` to `stage4`; with `last_stride` 1 the last one is at 1/16 of the image (Sun et al.
-    2018). `base` is the number of channels of the stem, 64 in the published network; the stages scale with it. Each
-    residual branch starts at 0 (Goyal et al. 2017). Parameters are called as in torchvision, whose state dicts fit.
+    2018). `base` is the number of channels of the stem, 64 in the published network; the stages scale with it.
+    A `stem_stride` of 4 halves the height and width of every map. Each residual branch starts at 0 (Goyal et al.
+    2017). Parameters are called as in torchvision, whose state dicts fit.
     """
 
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
 
-    def __init__(self, depth: int, height: int, width: int, last_stride: int = 1, base: int = 64) -> None:
+    def __init__(
+        self, depth: int, height: int, width: int, last_stride: int = 1, base: int = 64, stem_stride: int = 2
+    ) -> None:
         super().__init__()
         block = BasicBlock if depth < 50 else Bottleneck
-        self.conv1 = nn.Conv2d(3, base, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(3, base, 7, stride=stem_stride, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         channels = base
         self.shapes: dict[str, MapShape] = {}
-        height, width = -(-height // 4), -(-width // 4)
+        for stride in (stem_stride, 2):
+            height, width = -(-height // stride), -(-width // stride)
         for number, (blocks, stride) in enumerate(zip(_LAYERS[depth], (1, 2, 2, last_stride), strict=True), 1):
             planes = base << (number - 1)
             layer = _stage(block, channels, planes, blocks, stride)
