@@ -1,31 +1,34 @@
 # `make demo` and `make test` need Python >= 3.11 and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
-PACKAGES := . $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+PACKAGES := $(addprefix -e ./,. $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)))
+PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: install demo test test-all clean
+.PHONY: demo test test-all clean
 
-install: .venv/installed
-
-# one resolve for core and plugins, so that torch and torchvision fit each other
-.venv/installed: pyproject.toml $(wildcard plugins/*/pyproject.toml)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "reidcore needs Python 3.11 or newer")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group dev $(addprefix -e ./,$(PACKAGES))
-	touch $@
-
-demo: install
+demo: .venv/installed
 	$(BIN)/reidcore run examples/quickstart.toml --output runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-test: install
+test: .venv/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: install
+test-all: .venv/tools
 	$(BIN)/python -m pytest
+
+# one resolve for core and plugins, so that torch and torchvision fit each other
+.venv/installed: $(PROJECTS)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "reidcore needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet $(PACKAGES)
+	touch $@
+
+.venv/tools: .venv/installed
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
 
 clean:
 	rm -rf .venv

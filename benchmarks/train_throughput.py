@@ -146,7 +146,9 @@ def ours(root: Path, batch: int, steps: int, device: torch.device) -> list[float
         data = evolve(
             data, train=evolve(data.train, samples=data.train.samples[:keep], labels=data.train.labels[:keep])
         )
-        fit(assemble(loaded, data, Path(folder), [clock], lambda model, epoch: None))
+        run = assemble(loaded, data, Path(folder), lambda model, epoch: None)
+        run.loggers = [clock]
+        fit(run)
     return [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
 
 

@@ -13,36 +13,43 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
 from reidcore import __version__
-from reidcore.assemble import Evaluator, Test, assemble, build_model, make_evaluator, read_data
+from reidcore.assemble import Data, Evaluator, Test, assemble, build_model, make_evaluator, read_data, require_images
 from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import load_metadata, load_tensors, save_tensors
 from reidcore.data import read_image
 from reidcore.errors import DataError, ReidError, RunError, os_message
 from reidcore.kinds import Logger
-from reidcore.loop import Run, fit
+from reidcore.loop import Run, fit, prepare
 from reidcore.model import Model
 from reidcore.recipe import Loaded, fill, load_recipe
-from reidcore.reporting import JsonLines, Terminal
+from reidcore.reporting import JsonLines, Terminal, make_console
+from reidcore.retrieval import Coverage
 from reidcore.retrieval.evaluation import Result
 from reidcore.types import Sample
 
-WEIGHTS = "model.safetensors"
+RECIPE, WEIGHTS = "recipe.toml", "model.safetensors"
+RESULTS, BEFORE = "metrics.json", "metrics-before.json"
 
 
 @frozen(eq=False)
 class Finished:
-    """A finished run: its folder, and the figures of each test, before training too where that was asked for."""
+    """A finished run: its folder, and the figures of each test, before training too where that was asked for.
+
+    queries: how many of each test's queries have a match, and so count.
+    """
 
     folder: Path
     metrics: Mapping[str, Mapping[str, float]]
     before: Mapping[str, Mapping[str, float]]
+    queries: Mapping[str, Coverage]
 
 
 def run(
@@ -57,68 +64,90 @@ def run(
     Raises ReidError, always with what to do; what was trained so far stays in the run folder.
     """
     loaded = recipe if isinstance(recipe, Loaded) else load_recipe(recipe)
-    options = loaded.recipe.run
-    folder = options.output / options.name
-    if (folder / "metrics.json").is_file() and resume:
-        figures = json.loads((folder / "metrics.json").read_text())
-        before = folder / "metrics-before.json"
-        return Finished(folder, figures, json.loads(before.read_text()) if before.is_file() else {})
-    terminal = Terminal(console or Console(stderr=True), quiet)
-    data = read_data(loaded)
-    evaluator = make_evaluator(loaded.recipe)
+    folder = run_folder(loaded, resume)
+    terminal = Terminal(console or make_console(stderr=True), quiet)
+    changes = _changes(folder, loaded)
+    finished = (folder / RESULTS).is_file()
+    if finished and changes:
+        raise RunError(
+            f"the run in {folder} is finished, with another recipe ({changes}); choose another name for this one: "
+            "--set run.name=NAME"
+        )
+    data = read_data(loaded, train=not finished)
     tests = data.tests + ((data.holdout,) if data.holdout else ())
-    for test in tests:
-        if note := test.coverage_note():
-            terminal.note(note)
-    exporters = [part.build() for part in loaded.recipe.export]
-    _open_folder(folder, resume)
-    loggers: list[Logger] = [
-        JsonLines(folder / "log.jsonl"),
-        terminal,
-        *(part.build(folder) for part in loaded.recipe.logger),
-    ]
+    queries = {test.label: test.coverage() for test in tests}
+    notes = [f"test set '{label}': {found.describe()}" for label, found in queries.items() if found.describe()]
+    for note in (*data.notes, *notes, *([f"changed since the run began: {changes}"] if changes else [])):
+        terminal.warn(note)
+    if not finished:
+        _train(loaded, data, folder, terminal, resume)
+    results, before = (_read_metrics(folder / name) for name in (RESULTS, BEFORE))
+    return Finished(folder, results, before, queries)
+
+
+def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume: bool) -> None:
+    """Train, evaluate and export in the run folder, which is not touched before everything is known to fit."""
+    recipe = loaded.recipe
+    require_images(data)
+    evaluator = make_evaluator(recipe)
+    holdout_evaluator = evolve(evaluator, metrics=(loaded.catalog.build("metric", "core:map"),))
+    done: dict[int, dict[str, Result]] = {}
 
     def score(model: nn.Module, epoch: int) -> float | None:
-        results = _evaluate(run_, evaluator, model, tests, epoch)
-        return None if data.holdout is None else results[data.holdout.label]["mAP"]
+        if recipe.evaluation.every:
+            done[epoch] = _evaluate(run_, evaluator, model, data.tests, epoch)
+        if data.holdout is None:
+            return None
+        return _evaluate(run_, holdout_evaluator, model, [data.holdout], epoch)[data.holdout.label]["mAP"]
 
+    run_ = assemble(loaded, data, folder, score)
+    prepare(run_)
+    exporters = [part.build() for part in recipe.export]
     try:
-        run_ = assemble(loaded, data, folder, loggers, score)
-        _write(folder / "recipe.toml", fill(loaded, versions(loaded)))
-        terminal.note(
-            f"{len(data.train.samples)} images of {data.classes} identities on {run_.device}"
-            f"{' in bfloat16' if run_.precision == torch.bfloat16 else ''}; run folder {folder}"
-        )
-        before_file = folder / "metrics-before.json"
-        if loaded.recipe.evaluation.before and not before_file.is_file():
-            _write_metrics(before_file, _evaluate(run_, evaluator, run_.model, data.tests, 0))
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(os_message(error, "make the run folder", folder)) from None
+    _write(folder / RECIPE, fill(loaded, versions(loaded)))
+    loggers: list[Logger] = [JsonLines(folder / "log.jsonl"), terminal]
+    loggers += [part.build(folder) for part in recipe.logger]
+    run_.loggers = loggers
+    terminal.note(
+        f"{len(data.train.samples)} images of {data.classes} identities on {run_.device}"
+        f"{' in bfloat16' if run_.precision == torch.bfloat16 else ''}; run folder {folder}"
+    )
+    try:
+        if recipe.evaluation.before and not (folder / BEFORE).is_file():
+            _write_metrics(folder / BEFORE, _evaluate(run_, evaluator, run_.model, data.tests, 0))
         with _interruptible(run_):
             model = fit(run_, resume)
         save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": data.classes})
-        results = _evaluate(run_, evaluator, model, data.tests, run_.best_epoch or run_.epoch)
+        epoch = run_.best_epoch or run_.epoch
+        results = done.get(epoch) or _evaluate(run_, evaluator, model, data.tests, epoch)
         for position, exporter in enumerate(exporters):
             _export(loaded, position, exporter, model, data.train.samples, folder)
-        _write_metrics(folder / "metrics.json", results)
+        _write_metrics(folder / RESULTS, results)
     finally:
         for logger in loggers:
             logger.close()
-    before = json.loads(before_file.read_text()) if before_file.is_file() else {}
-    return Finished(folder, {label: dict(result) for label, result in results.items()}, before)
 
 
-def evaluate_run(folder: str | Path, overrides: Sequence[str] = ()) -> dict[str, Result]:
+def evaluate_run(
+    folder: str | Path, overrides: Sequence[str] = (), plugin_files: Sequence[str | Path] = ()
+) -> dict[str, Result]:
     """Evaluate a finished run's model again, on the tests of its recipe with `KEY=VALUE` overrides."""
-    model, loaded = _load(Path(folder), overrides)
+    model, loaded = _load(Path(folder), overrides, plugin_files)
     data = read_data(loaded, train=False)
+    if not data.tests:
+        raise RunError(f"the recipe of {folder} has no [[test]] table; add --set test.0.name=NAME and its options")
     for test in data.tests:
-        test.coverage_note()
+        test.coverage()
     evaluator = make_evaluator(loaded.recipe)
     return evaluator(model.to(evaluator.device), data.tests)
 
 
-def load_model(folder: str | Path, device: str = "cpu") -> Embedder:
+def load_model(folder: str | Path, device: str = "cpu", plugin_files: Sequence[str | Path] = ()) -> Embedder:
     """Load the model of a run folder. Raises RunError when there is none."""
-    model, loaded = _load(Path(folder), (f"run.device={device}",))
+    model, loaded = _load(Path(folder), (f"run.device={device}",), plugin_files)
     evaluator = make_evaluator(loaded.recipe)
     return Embedder(model.to(evaluator.device).eval(), evaluator)
 
@@ -136,6 +165,8 @@ class Embedder:
 
     def embed(self, images: Sequence[Any]) -> NDArray[np.float32]:
         """Return (N, D) float32 embeddings of paths, PIL images or (H, W, 3) uint8 arrays. Raises DataError."""
+        if isinstance(images, (str, Path)):  # one path, not its letters
+            images = [images]
         samples = [Sample(Path(image)) if isinstance(image, (str, Path)) else Sample(_Given(image)) for image in images]
         embeddings: NDArray[np.float32] = self.evaluator.extract(self.model, samples).embeddings
         return embeddings if len(samples) else np.zeros((0, self.dim), np.float32)
@@ -165,18 +196,26 @@ def versions(loaded: Loaded) -> dict[str, str]:
     return found
 
 
-def _load(folder: Path, overrides: Sequence[str]) -> tuple[Model, Loaded]:
-    for name in ("recipe.toml", WEIGHTS):
+def run_folder(loaded: Loaded, resume: bool) -> Path:
+    """Return the folder of a recipe's run. Raises RunError when it exists and is not to be resumed."""
+    folder = loaded.recipe.run.output / loaded.recipe.run.name
+    if (folder / RECIPE).exists() and not resume:
+        raise RunError(
+            f"the run folder {folder} exists; go on with it (--resume), choose another place (--output DIR or "
+            f"--set run.name=NAME), or remove it"
+        )
+    return folder
+
+
+def _load(folder: Path, overrides: Sequence[str], plugin_files: Sequence[str | Path]) -> tuple[Model, Loaded]:
+    for name in (RECIPE, WEIGHTS):
         if not (folder / name).is_file():
             raise RunError(f"{folder} is not a finished run: it has no {name}")
-    from tomli import loads
-
-    table = loads((folder / "recipe.toml").read_text(encoding="utf-8"))
-    files = [name for name, text in table.get("versions", {}).items() if text.startswith("sha256:")]
-    # the weights are in the run folder; those that training started from are not needed any more
-    overrides = (*overrides, *(["backbone.weights=none"] if "weights" in table.get("backbone", {}) else []))
-    loaded = load_recipe(folder / "recipe.toml", overrides=overrides, plugin_files=files)
-    model = build_model(loaded.recipe, load_metadata(folder / WEIGHTS)["classes"])
+    loaded = load_recipe(folder / RECIPE, overrides=overrides, plugin_files=plugin_files)
+    recipe = loaded.recipe
+    if hasattr(recipe.backbone, "weights"):  # those that training started from are not needed any more
+        recipe = evolve(recipe, backbone=evolve(recipe.backbone, weights="none"))  # type: ignore[misc]
+    model = build_model(recipe, load_metadata(folder / WEIGHTS)["classes"])
     try:
         model.load_state_dict(load_tensors(folder / WEIGHTS))
     except RuntimeError as error:
@@ -184,16 +223,24 @@ def _load(folder: Path, overrides: Sequence[str]) -> tuple[Model, Loaded]:
     return model, loaded
 
 
-def _open_folder(folder: Path, resume: bool) -> None:
-    try:
-        if (folder / "recipe.toml").exists() and not resume:
-            raise RunError(
-                f"the run folder {folder} exists; go on with it (--resume), choose another place (--output DIR or "
-                f"--set run.name=NAME), or remove it"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(os_message(error, "make the run folder", folder)) from None
+def _changes(folder: Path, loaded: Loaded) -> str:
+    """Return what a recipe changes against the one saved in its run folder, as a short text."""
+    if not (folder / RECIPE).is_file():
+        return ""
+    before, after = (_flat(tomli.loads(text)) for text in ((folder / RECIPE).read_text("utf-8"), fill(loaded)))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    shown = [f"{key} was {before.get(key, 'absent')!r} and is {after.get(key, 'absent')!r}" for key in keys[:5]]
+    return ", ".join([*shown, *([f"and {len(keys) - 5} more"] if len(keys) > 5 else [])])
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return `{dotted key: scalar}` of a recipe's tables; the versions play no role."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {prefix.removesuffix("."): value}
+    items = ((key, item) for key, item in value.items() if prefix or key != "versions")
+    return {path: leaf for key, item in items for path, leaf in _flat(item, f"{prefix}{key}.").items()}
 
 
 def _evaluate(run: Run, evaluator: Evaluator, model: nn.Module, tests: Sequence[Test], epoch: int) -> dict[str, Result]:
@@ -223,6 +270,10 @@ def _export(
     chosen = [samples[index] for index in np.linspace(0, len(samples) - 1, min(8, len(samples)), dtype=int)]
     images = np.stack([resize(read_image(sample)).permute(1, 2, 0).numpy() for sample in chosen])
     export(model, exporter, images, folder / "export" / name)
+
+
+def _read_metrics(file: Path) -> dict[str, dict[str, float]]:
+    return json.loads(file.read_text("utf-8")) if file.is_file() else {}  # type: ignore[no-any-return]
 
 
 def _write_metrics(file: Path, results: Mapping[str, Result]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,12 +16,12 @@ from torch import nn
 from reidcore.builtin.modules.transforms import Resize
 from reidcore.data import Loader
 from reidcore.errors import ContractError, DataError, ReidError, RunError
-from reidcore.kinds import Logger, Loss
-from reidcore.loop import Losses, Run
+from reidcore.kinds import Loss
+from reidcore.loop import Freezer, Losses, Run
 from reidcore.model import Model
 from reidcore.options import EvaluationOptions, InputOptions
 from reidcore.recipe import Loaded, Recipe
-from reidcore.retrieval import coverage
+from reidcore.retrieval import Coverage, coverage
 from reidcore.retrieval.evaluation import Result, evaluate
 from reidcore.retrieval.extract import extract
 from reidcore.retrieval.postprocess import check_chain
@@ -37,11 +38,11 @@ class Test:
     splits: Splits
     protocol: str
     postprocess: Sequence[Any]
-    source: object
-    """Tests with an equal `source` share their features."""
+    source: int
+    """Tests of the same source share their features."""
 
-    def coverage_note(self) -> str:
-        """Return why some queries have no match, or an empty text. Raises DataError when none has one."""
+    def coverage(self) -> Coverage:
+        """Return how many queries have a match. Raises DataError when none has one."""
         query, gallery = self.splits.query, self.splits.gallery
         found = coverage(
             [sample.identity for sample in query],
@@ -56,8 +57,7 @@ class Test:
             raise DataError(f"test set '{self.label}' has no query images")
         if not found.covered:
             raise DataError(f"test set '{self.label}': {found.describe()}")
-        note = found.describe()
-        return f"test set '{self.label}': {note}" if note else ""
+        return found
 
 
 @frozen(eq=False)
@@ -65,9 +65,11 @@ class Data:
     """All images of an experiment, read and labelled."""
 
     train: Stream
+    targets: tuple[Sample, ...]
     classes: int
     tests: tuple[Test, ...]
     holdout: Test | None
+    notes: tuple[str, ...]
 
 
 def read_data(loaded: Loaded, train: bool = True) -> Data:
@@ -76,15 +78,22 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
     Raises DataError when something is missing.
     """
     recipe = loaded.recipe
-    built: dict[object, Splits] = {}
+    configs: list[Any] = []
+    built: list[Splits] = []
+
+    def number(dataset: Any) -> int:
+        if dataset not in configs:
+            built.append(dataset.build())
+            configs.append(dataset)
+        return configs.index(dataset)
 
     def read(dataset: Any) -> Splits:
-        if dataset not in built:
-            built[dataset] = dataset.build()
-        return built[dataset]
+        return built[number(dataset)]
 
     samples: list[Sample] = []
+    targets: tuple[Sample, ...] = ()
     if train:
+        targets = tuple(s for entry in recipe.train if entry.role == "target" for s in read(entry.dataset).train)
         sources = [entry for entry in recipe.train if entry.role == "source"]
         labelled = [[s for s in read(entry.dataset).train if s.identity != UNKNOWN] for entry in sources]
         samples = _combine(labelled)
@@ -96,7 +105,7 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
             splits=read(test.dataset),
             protocol="all-cameras" if test.cameras == "ignore" else test.protocol,
             postprocess=tuple(part.build() for part in test.postprocess),
-            source=test.dataset,
+            source=number(test.dataset),
         )
         for position, test in enumerate(recipe.test)
     )
@@ -104,7 +113,22 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
     if train and recipe.evaluation.holdout:
         samples, holdout = _hold_out(samples, recipe.evaluation.holdout, recipe.run.seed)
     identities, labels = np.unique([sample.identity for sample in samples], return_inverse=True)
-    return Data(Stream(samples, labels), len(identities), tests, holdout)
+    notes = tuple(note for splits in built for note in splits.notes)
+    return Data(Stream(samples, labels), targets, len(identities), tests, holdout, notes)
+
+
+def require_images(data: Data) -> None:
+    """Raise DataError that names the image files which are not there, before hours of training find them."""
+    parts = [
+        data.train.samples,
+        data.targets,
+        *(part for t in data.tests for part in (t.splits.query, t.splits.gallery)),
+    ]
+    files = dict.fromkeys(sample.image for part in parts for sample in part if isinstance(sample.image, Path))
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise DataError(f"{len(missing)} of {len(files)} images are missing: {', '.join(missing[:3])}{more}")
 
 
 def _combine(sets: Sequence[Sequence[Sample]]) -> list[Sample]:
@@ -140,11 +164,11 @@ def _hold_out(samples: list[Sample], share: float, seed: int) -> tuple[list[Samp
     query = {(sample.identity, sample.camera): sample for sample in reversed(gallery)}
     cameras = {sample.camera for sample in gallery}
     protocol = "cross-camera" if len(cameras) > 1 else "all-cameras"
-    test = Test("holdout", Splits((), tuple(query.values())[::-1], gallery), protocol, (), object())
+    test = Test("holdout", Splits((), tuple(query.values())[::-1], gallery), protocol, (), source=-1)
     if not kept:
         raise DataError(f"evaluation.holdout = {share} leaves no identity of {len(identities)} to train on")
     try:
-        test.coverage_note()
+        test.coverage()
     except DataError as error:
         raise DataError(f"evaluation.holdout = {share} cannot be evaluated: {error}") from None
     return kept, test
@@ -205,6 +229,8 @@ def check_build(loaded: Loaded) -> None:
     for metric in recipe.metric:
         metric.build()
     recipe.task.build()
+    recipe.optimizer.build(list(model.named_parameters()))
+    Freezer(model, recipe.training.freeze, recipe.training.freeze_iterations)
 
 
 def find_device(name: str) -> torch.device:
@@ -244,10 +270,11 @@ class Evaluator:
     metrics: Sequence[Any]
     device: torch.device
     precision: torch.dtype
+    world: World = ALONE
 
     def __call__(self, model: nn.Module, tests: Sequence[Test]) -> dict[str, Result]:
         """Return each test's result, in order."""
-        cache: dict[object, tuple[Features, Features]] = {}
+        cache: dict[int, tuple[Features, Features]] = {}
         results = {}
         for test in tests:
             if test.source not in cache:
@@ -273,6 +300,7 @@ class Evaluator:
             workers=self.input.workers,
             device=self.device,
             precision=self.precision,
+            world=self.world,
         )
 
 
@@ -292,7 +320,6 @@ def assemble(
     loaded: Loaded,
     data: Data,
     folder: Path,
-    loggers: Sequence[Logger],
     score: Callable[[nn.Module, int], float | None],
     world: World = ALONE,
 ) -> Run:
@@ -300,6 +327,8 @@ def assemble(
     recipe = loaded.recipe
     size = (recipe.input.height, recipe.input.width)
     device = find_device(recipe.run.device)
+    if recipe.run.deterministic:  # read when cuBLAS starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.manual_seed(recipe.run.seed)
     torch.use_deterministic_algorithms(recipe.run.deterministic)
     transforms = [transform.build(*size) for transform in recipe.transform]
@@ -327,16 +356,16 @@ def assemble(
         losses=losses,
         task=recipe.task.build(),
         train=data.train,
+        targets=data.targets,
         make_loader=make_loader,
         make_optimizer=recipe.optimizer.build,
         make_schedule=recipe.scheduler.build,
         evaluate=score,
         options=recipe.training,
-        evaluate_every=recipe.evaluation.every,
+        evaluate_every=recipe.evaluation.every or int(data.holdout is not None),
         folder=folder,
         device=device,
         precision=find_precision(recipe.training.precision, device),
-        loggers=loggers,
         world=world,
     )
 

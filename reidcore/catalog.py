@@ -213,6 +213,9 @@ def _offers(manager: pluggy.PluginManager, kind: Kind, plugin: str) -> tuple[Com
             raise ReidError(f"it offers two {kind.plural} called '{item.name}'")
         if any(other.config is item.config for other in found.values()):  # a filled recipe could not tell them apart
             raise ReidError(f"{kind.name} '{item.name}' shares its config class with another; make a subclass")
+        for field in attrs.fields(item.config):
+            if field.name in ("name", *kind.reserved):
+                raise ReidError(f"{kind.name} '{item.name}' has an option '{field.name}', a key that the core reads")
         found[item.name] = attrs.evolve(item, plugin=plugin)
     return tuple(found.values())
 

@@ -49,7 +49,7 @@ class Backbone(Protocol):
 
 
 class BackboneConfig(Protocol):
-    """Options of a backbone."""
+    """Options of a backbone. One called `weights` says what to start from; it must take "none"."""
 
     def build(self, height: int, width: int) -> Backbone:
         """Build it for images of `height` by `width` pixels."""
@@ -330,11 +330,15 @@ class LoggerConfig(Protocol):
 
 @frozen
 class Kind:
-    """One kind of part: its name in messages, its hook, and the protocol of its configs."""
+    """One kind of part: its name in messages, its hook, and the protocol of its configs.
+
+    `reserved` are the keys that the core reads in the same table of a recipe, which no option can be called.
+    """
 
     name: str
     plural: str
     protocol: type
+    reserved: tuple[str, ...] = ()
 
     @property
     def hook(self) -> str:
@@ -353,12 +357,12 @@ KINDS = {
         Kind("backbone", "backbones", BackboneConfig),
         Kind("aggregator", "aggregators", AggregatorConfig),
         Kind("head", "heads", HeadConfig),
-        Kind("loss", "losses", LossConfig),
+        Kind("loss", "losses", LossConfig, ("weight",)),
         Kind("sampler", "samplers", SamplerConfig),
         Kind("metric", "metrics", MetricConfig),
         Kind("postprocessor", "postprocessors", PostprocessorConfig),
         Kind("exporter", "exporters", ExporterConfig),
-        Kind("dataset", "datasets", DatasetConfig),
+        Kind("dataset", "datasets", DatasetConfig, ("role", "label", "protocol", "cameras", "postprocess")),
         Kind("transform", "transforms", TransformConfig),
         Kind("optimizer", "optimizers", OptimizerConfig),
         Kind("scheduler", "schedulers", SchedulerConfig),

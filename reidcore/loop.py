@@ -20,11 +20,11 @@ from torch.optim import Optimizer
 
 from reidcore.checkpoint import load_state, random_state, save_state, set_random_state
 from reidcore.data import Loader
-from reidcore.errors import DataError, RunError
+from reidcore.errors import ReidError, RunError
 from reidcore.kinds import Logger, Loss, Schedule, Task
 from reidcore.model import Model
 from reidcore.options import TrainingOptions
-from reidcore.types import ALONE, Batch, Output, Step, Stream, World
+from reidcore.types import ALONE, Batch, Output, Sample, Step, Stream, World
 
 SAVE_SECONDS = 300.0
 KEPT = 2
@@ -61,6 +61,7 @@ class Run:
     losses: Losses
     task: Task
     train: Stream
+    targets: Sequence[Sample]
     make_loader: Callable[[Stream], Loader]
     make_optimizer: Callable[[Sequence[tuple[str, nn.Parameter]]], Optimizer]
     make_schedule: Callable[[int, int], Schedule]
@@ -75,6 +76,7 @@ class Run:
     streams: Mapping[str, Stream] = field(factory=dict, init=False)
     loaders: Mapping[str, Loader] = field(factory=dict, init=False)
     optimizer: Any = field(default=None, init=False)
+    freezer: Any = field(default=None, init=False)
     average: Model | None = field(default=None, init=False)
     epoch: int = field(default=0, init=False)
     batches_done: int = field(default=0, init=False)
@@ -110,14 +112,11 @@ class Run:
         yield from (loader.sampler for loader in self.loaders.values())
 
 
-def fit(run: Run, resume: bool = False) -> Model:
-    """Train, and return the model of the best epoch, or of the last one where none is chosen.
-
-    `resume` goes on from the last checkpoint, or from the start where there is none yet. Raises RunError when the
-    loss is not finite or when `run.interrupted` was set, and passes on what the parts raise.
-    """
+def prepare(run: Run) -> None:
+    """Build what training needs beside the model, and find what cannot work before anything is written."""
     run.task.prepare(run)
     _use(run, run.task.round(0, run))
+    run.make_schedule(steps(run), run.options.epochs)
     named = [item for module in (run.model, run.losses) for item in module.named_parameters()]
     if isinstance(run.task, nn.Module):
         named += list(run.task.named_parameters())
@@ -126,14 +125,26 @@ def fit(run: Run, resume: bool = False) -> Model:
         group["initial_lr"] = group["lr"]
     if run.options.ema:
         run.average = copy.deepcopy(run.task.deploy()).requires_grad_(False).eval()
-    freezer = _Freezer(run)
+    run.freezer = Freezer(run.model, run.options.freeze, run.options.freeze_iterations)
+
+
+def fit(run: Run, resume: bool = False) -> Model:
+    """Train, and return the model of the best epoch, or of the last one where none is chosen.
+
+    `resume` goes on from the last checkpoint, or from the start where there is none yet. Raises RunError when the
+    loss is not finite or when `run.interrupted` was set, and passes on what the parts raise.
+    """
+    if run.optimizer is None:
+        prepare(run)
     if resume:
         _restore(run)
         run.log(kind="resume", epoch=run.epoch, step=run.step)
     try:
         while run.epoch < run.options.epochs:
-            _epoch(run, freezer)
-    except DataError:  # raised between two steps, so that the state is a whole one
+            _epoch(run)
+    except RunError:
+        raise
+    except ReidError:  # raised between two steps, so that the state is a whole one
         save(run)
         raise
     best = run.folder / "checkpoints" / "best.safetensors"
@@ -142,91 +153,129 @@ def fit(run: Run, resume: bool = False) -> Model:
     return run.deployed
 
 
-def _epoch(run: Run, freezer: _Freezer) -> None:
-    options = run.options
+def _epoch(run: Run) -> None:
     _use(run, run.task.round(run.epoch, run))
     steps_per_epoch = steps(run)
-    schedule = run.make_schedule(steps_per_epoch, options.epochs)
-    freezer.begin_epoch()
+    schedule = run.make_schedule(steps_per_epoch, run.options.epochs)
+    run.model.train()
+    run.losses.train()
     loaders = [loader.batches(run.epoch, run.batches_done) for loader in run.loaders.values()]
     count = min(len(loader) for loader in run.loaders.values())
-    saved = started = time.monotonic()
-    first_batch, images, sums = run.batches_done, 0, dict[str, float]()
+    meter = _Meter(run, steps_per_epoch)
+    saved = time.monotonic()
     for batches in zip(*loaders, strict=False):
-        position = run.batches_done % options.accumulate
-        group_size = min(options.accumulate, count - (run.batches_done - position))
+        position = run.batches_done % run.options.accumulate
+        group_size = min(run.options.accumulate, count - (run.batches_done - position))
         if position == 0:
-            freezer.update(run.step)
-            factor = schedule(run.step)
+            run.freezer.update(run.step)
             for group in run.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+                group["lr"] = group["initial_lr"] * schedule(run.step)
             run.optimizer.zero_grad(set_to_none=True)
-        losses = run.task.losses(dict(zip(run.loaders, batches, strict=True)), Step(number=run.step, epoch=run.epoch))
-        total = torch.stack([value.float() for value in losses.values()]).sum()
-        values = {name: float(value.detach()) for name, value in losses.items()}
-        _require_finite(run, values)
-        (total / group_size).backward()  # type: ignore[no-untyped-call]
-        run.batches_done += 1
-        images += sum(len(batch.labels) for batch in batches)
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value
+        _accumulate(run, dict(zip(run.loaders, batches, strict=True)), group_size, meter)
         if position + 1 < group_size:
             continue
-        if options.clip_norm:
-            parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
-            torch.nn.utils.clip_grad_norm_(parameters, options.clip_norm)
-        run.optimizer.step()
-        run.step += 1
-        if run.average is not None:
-            _average(run.average, run.task.deploy(), options.ema, run.step)
-        for part in run.told():
-            if hasattr(part, "after_step"):
-                part.after_step(run)
-        now = time.monotonic()
-        rate = images / max(now - started, 1e-9)
-        left = (
-            (options.epochs * steps_per_epoch - run.step)
-            * (now - started)
-            / max(1, math.ceil((run.batches_done - first_batch) / options.accumulate))
-        )
+        _update(run)
+        meter.end_step()
+        if run.batches_done < count and (run.interrupted or time.monotonic() - saved > SAVE_SECONDS):
+            save(run)
+            saved = time.monotonic()
+        _stop_if_asked(run, run.batches_done < count)
+    run.epoch, run.batches_done = run.epoch + 1, 0
+    _tell(run, "after_epoch")
+    meter.end_epoch()
+    last = run.epoch == run.options.epochs
+    if run.evaluate_every and (run.epoch % run.evaluate_every == 0 or last):
+        _judge(run)
+    if run.epoch % run.options.checkpoint_every == 0 or last or run.interrupted:
+        save(run)
+    _stop_if_asked(run, not last)
+
+
+def _accumulate(run: Run, batches: Mapping[str, Batch], group_size: int, meter: _Meter) -> None:
+    """Add one batch's gradient, as one of `group_size` that are averaged."""
+    losses = run.task.losses(batches, Step(number=run.step, epoch=run.epoch))
+    values = {name: float(value.detach()) for name, value in losses.items()}
+    if not all(math.isfinite(value) for value in values.values()):
+        raise _not_a_number(run, ", ".join(f"{name} = {value:.4g}" for name, value in values.items()))
+    total = torch.stack([value.float() for value in losses.values()]).sum()
+    (total / group_size).backward()  # type: ignore[no-untyped-call]
+    run.batches_done += 1
+    meter.add(values, sum(len(batch.labels) for batch in batches.values()))
+
+
+def _update(run: Run) -> None:
+    """Take the step that the accumulated gradient makes."""
+    if run.options.clip_norm:
+        parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch.nn.utils.clip_grad_norm_(parameters, run.options.clip_norm)
+    run.optimizer.step()
+    run.step += 1
+    if run.average is not None:
+        _average(run.average, run.task.deploy(), run.options.ema, run.step)
+    _tell(run, "after_step")
+
+
+def _tell(run: Run, event: str) -> None:
+    for part in run.told():
+        if hasattr(part, event):
+            getattr(part, event)(run)
+
+
+def _stop_if_asked(run: Run, unfinished: bool) -> None:
+    if run.interrupted and unfinished:
+        raise RunError(f"stopped at step {run.step}; go on with --resume")
+
+
+class _Meter:
+    """What the events of an epoch say: losses, speed and the time that is left."""
+
+    def __init__(self, run: Run, steps_per_epoch: int) -> None:
+        self.run, self.total = run, steps_per_epoch * run.options.epochs
+        self.started, self.first_step, self.images = time.monotonic(), run.step, 0
+        self.of_step: list[Mapping[str, float]] = []
+        self.of_epoch: list[Mapping[str, float]] = []
+
+    def add(self, losses: Mapping[str, float], images: int) -> None:
+        """Take in one batch."""
+        self.of_step.append(losses)
+        self.images += images
+
+    def end_step(self) -> None:
+        """Log the step whose batches were added."""
+        run, seconds = self.run, max(time.monotonic() - self.started, 1e-9)
+        losses = _means(self.of_step)
+        self.of_epoch += self.of_step
+        self.of_step = []
         run.log(
             kind="step",
             epoch=run.epoch + 1,
             step=run.step,
-            steps=options.epochs * steps_per_epoch,
-            loss=sum(values.values()),
-            **values,
+            steps=self.total,
+            loss=sum(losses.values()),
+            losses=losses,
             lr=run.optimizer.param_groups[0]["lr"],
-            images_per_second=rate,
-            seconds_left=left,
+            images_per_second=self.images / seconds,
+            seconds_left=(self.total - run.step) * seconds / (run.step - self.first_step),
         )
-        if run.interrupted:
-            save(run)
-            raise RunError(f"stopped at step {run.step}; go on with --resume")
-        if now - saved > SAVE_SECONDS and run.batches_done < count:
-            save(run)
-            saved = time.monotonic()
-    seconds = time.monotonic() - started
-    seen = run.batches_done - first_batch
-    run.epoch, run.batches_done = run.epoch + 1, 0
-    for part in run.told():
-        if hasattr(part, "after_epoch"):
-            part.after_epoch(run)
-    means = {name: value / max(1, seen) for name, value in sums.items()}
-    run.log(
-        kind="epoch",
-        epoch=run.epoch,
-        step=run.step,
-        loss=sum(means.values()),
-        **means,
-        seconds=seconds,
-        images_per_second=images / max(seconds, 1e-9),
-    )
-    last = run.epoch == options.epochs
-    if run.evaluate_every and (run.epoch % run.evaluate_every == 0 or last):
-        _judge(run)
-    if run.epoch % options.checkpoint_every == 0 or last:
-        save(run)
+
+    def end_epoch(self) -> None:
+        """Log the epoch, of which a resumed run has seen the rest only."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        losses = _means(self.of_epoch)
+        self.run.log(
+            kind="epoch",
+            epoch=self.run.epoch,
+            step=self.run.step,
+            loss=sum(losses.values()),
+            losses=losses,
+            seconds=seconds,
+            images_per_second=self.images / seconds,
+        )
+
+
+def _means(batches: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for batch in batches for name in batch)
+    return {name: sum(batch.get(name, 0.0) for batch in batches) / len(batches) for name in names}
 
 
 def steps(run: Run) -> int:
@@ -240,14 +289,12 @@ def _use(run: Run, streams: Mapping[str, Stream] | None) -> None:
         run.loaders = {name: run.make_loader(stream) for name, stream in streams.items()}
 
 
-def _require_finite(run: Run, values: Mapping[str, float]) -> None:
-    if all(math.isfinite(value) for value in values.values()):
-        return
-    shown = ", ".join(f"{name} = {value:.4g}" for name, value in values.items())
-    raise RunError(
-        f"the loss is not a number any more at epoch {run.epoch + 1}, step {run.step + 1} ({shown}); lower "
-        'optimizer.lr, set training.clip_norm = 5.0, or write training.precision = "float32", then go on from the '
-        f"last checkpoint in {run.folder / 'checkpoints'} with --resume"
+def _not_a_number(run: Run, what: str) -> RunError:
+    found = checkpoints(run.folder)
+    then = f"go on from {found[-1]} with --resume" if found else "start again: there is no checkpoint yet"
+    return RunError(
+        f"the training blew up at epoch {run.epoch + 1}, step {run.step + 1} ({what}); lower optimizer.lr, set "
+        f'training.clip_norm = 5.0, or write training.precision = "float32", then {then}'
     )
 
 
@@ -259,50 +306,38 @@ def _judge(run: Run) -> None:
             save_state(run.folder / "checkpoints" / "best.safetensors", {"model": run.deployed.state_dict()})
 
 
-class _Freezer:
-    """Keeps the modules below some prefixes from learning for the first iterations, their norm layers included."""
+class Freezer:
+    """Keeps the modules below some prefixes from learning for the first iterations, their norm layers included.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        prefixes = run.options.freeze
-        names = [name for name, _ in run.model.named_modules() if name]
+    Raises RunError for a prefix that is no module.
+    """
+
+    def __init__(self, model: nn.Module, prefixes: Sequence[str], iterations: int) -> None:
+        names = [name for name, _ in model.named_modules() if name]
         for prefix in prefixes:
             if prefix not in names:
                 near = get_close_matches(prefix, names, 1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise RunError(f"training.freeze: the model has no module '{prefix}'{hint}")
-        self.modules = [run.model.get_submodule(prefix) for prefix in prefixes]
-        self.parameters = [p for module in self.modules for p in module.parameters()]
-        self.learns = [parameter.requires_grad for parameter in self.parameters]
-        self.frozen = False
-
-    def begin_epoch(self) -> None:
-        """Set training mode, which evaluation has left."""
-        self.run.model.train()
-        self.run.losses.train()
-        self.frozen = False
+        self.modules = [model.get_submodule(prefix) for prefix in prefixes]
+        self.learning = [p for module in self.modules for p in module.parameters() if p.requires_grad]
+        self.iterations = iterations
 
     def update(self, step: int) -> None:
-        """Freeze or thaw for the step that begins."""
-        freeze = step < self.run.options.freeze_iterations
-        if freeze and not self.frozen:
-            for module in self.modules:
-                module.eval()
-            for parameter in self.parameters:
-                parameter.requires_grad_(False)
-        elif not freeze and step == self.run.options.freeze_iterations:
-            self.run.model.train()
-            for parameter, learns in zip(self.parameters, self.learns, strict=True):
-                parameter.requires_grad_(learns)
-        self.frozen = freeze
+        """Freeze or thaw for the step that begins; the model is in training mode otherwise."""
+        for module in self.modules:
+            module.train(step >= self.iterations)
+        for parameter in self.learning:
+            parameter.requires_grad_(step >= self.iterations)
 
 
 @torch.no_grad()
 def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Move the average towards the model. Early on it follows faster, so that it does not remember the start."""
     decay = min(decay, (1 + step) / (10 + step))
+    values = model.state_dict()
     for name, mean in average.state_dict().items():
-        value = model.state_dict(keep_vars=False)[name]
+        value = values[name]
         if mean.is_floating_point():
             mean.lerp_(value, 1 - decay)
         else:
@@ -310,9 +345,14 @@ def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> N
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of everything that the run's future depends on; keep the last two."""
+    """Write a checkpoint of everything that the run's future depends on; keep the last two.
+
+    Raises RunError, and keeps the ones before, when the weights are not finite.
+    """
     if not run.world.main:
         return
+    if not all(parameter.isfinite().all() for parameter in run.model.parameters()):
+        raise _not_a_number(run, "weights that are not finite")
     parts = {
         str(number): part.state_dict()
         for number, part in enumerate(run.told())
@@ -369,3 +409,5 @@ def _restore(run: Run) -> None:
     run.epoch, run.batches_done, run.step = state["progress"]
     run.best, run.best_epoch = state["best"]
     set_random_state(state["random"], run.device)
+    if run.epoch > run.options.epochs:
+        raise RunError(f"{found[-1]} is of epoch {run.epoch}; training.epochs = {run.options.epochs} is less")

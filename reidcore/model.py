@@ -33,7 +33,7 @@ class Normalize(nn.Module):
 class Model(nn.Module):
     """Images in, `Output` out (paper, Figure 1). Shapes: B batch, D embedding.
 
-    The embedding concatenates the head outputs (after their norm) of the views that the aggregator names in `embed`.
+    The embedding joins the heads' embeddings of the views that the aggregator names in `embed`.
     """
 
     def __init__(self, backbone: Backbone, aggregator: Aggregator, heads: Mapping[str, Head]) -> None:
@@ -60,7 +60,7 @@ class Model(nn.Module):
         views = self.aggregator(maps)
         outs = {view: self.heads[view](vector) for view, vector in views.vectors.items()}
         return Output(
-            embedding=torch.cat([outs[view].after for view in self.aggregator.embed], 1),
+            embedding=torch.cat([outs[view].embedding for view in self.aggregator.embed], 1),
             before={view: out.before for view, out in outs.items()},
             after={view: out.after for view, out in outs.items()},
             logits={view: out.logits for view, out in outs.items() if out.logits is not None},

@@ -15,7 +15,7 @@ class RunOptions:
     """Options of the run as a whole."""
 
     name: str = option("", help="name of the run folder; the recipe's file name when empty")
-    seed: int = option(1, help="seeds everything random", at_least=0)
+    seed: int = option(1, help="seeds everything random", at_least=0, at_most=2**63 - 1)
     device: str = option("auto", help="'auto', 'cpu', 'cuda' or 'cuda:1'")
     deterministic: bool = option(False, help="refuse operations whose result depends on timing")
     output: Path = option(Path("runs"), help="folder of run folders")
@@ -45,6 +45,10 @@ class TrainingOptions:
     accumulate: int = option(1, help="batches whose gradients are averaged into one step", at_least=1)
     checkpoint_every: int = option(1, help="epochs; after 5 minutes in any case", at_least=1)
 
+    def __attrs_post_init__(self) -> None:
+        if bool(self.freeze) != bool(self.freeze_iterations):
+            raise ValueError("expected both freeze and freeze_iterations, or neither")
+
 
 @frozen(kw_only=True)
 class EvaluationOptions:
@@ -55,6 +59,9 @@ class EvaluationOptions:
     before: bool = option(False, help="also evaluate before training")
     flip: bool = option(True, help="average the embeddings of an image and its mirror image")
     holdout: float = option(
-        0.0, help="share of the training identities kept out to choose the best epoch by", at_least=0, below=1
+        0.0,
+        help="share of the training identities kept out to choose the best epoch by, every epoch unless 'every' is set",
+        at_least=0,
+        below=1,
     )
     batch: int = option(64, help="images a step", at_least=1)

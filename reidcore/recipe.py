@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from reidcore.catalog import Catalog, discover
 from reidcore.component import option
 from reidcore.errors import RecipeError, ReidError, os_message
 from reidcore.kinds import (
+    KINDS,
     AggregatorConfig,
     BackboneConfig,
     DatasetConfig,
@@ -152,11 +154,16 @@ def load_recipe(
     else:
         document = _read(Path(source), ())
         default_name = Path(source).stem
-    for text in overrides:
+    # names first: another component drops the options of the one before, but not those that are set with it
+    for text in sorted(overrides, key=lambda text: not text.partition("=")[0].endswith(".name")):
         document = _override(document, text)
     _check_requirements(document)
     catalog = catalog or discover(files)
+    for plugin in catalog.failed:
+        if plugin.origin in map(str, files):
+            raise ReidError(f"the plugin {plugin.origin} did not load: {plugin.error}")
     table = {key: value for key, value in document.table.items() if key != VERSIONS}
+    saved_with = [name for name, text in dict(document.table.get(VERSIONS, {})).items() if "sha256:" in str(text)]
     problems: list[Problem] = []
     try:
         recipe: Recipe = make_converter(catalog).structure(table, Recipe)
@@ -164,7 +171,13 @@ def load_recipe(
     except Problems as found:
         problems += found.items
     if problems:
-        raise RecipeError(_lines(document, problems))
+        given = {file.resolve() for file in files}
+        notes = [
+            f"  note: the recipe was saved by a run with --plugin {name}"
+            for name in saved_with
+            if Path(name) not in given
+        ]
+        raise RecipeError([*_lines(document, problems), *notes])
     if not recipe.run.name:
         if not default_name:
             raise RecipeError(["run.name: missing; a recipe that is not a file must name its run"])
@@ -184,12 +197,14 @@ def fill(loaded: Loaded, versions: Mapping[str, str] | None = None) -> str:
 
 def _read(file: Path, seen: tuple[Path, ...]) -> _Document:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         table = tomli.loads(text)
     except OSError as error:
         raise RecipeError([os_message(error, "read the recipe", file)]) from None
     except UnicodeDecodeError:
         raise RecipeError([f"{file}: it is not a UTF-8 text"]) from None
+    except RecursionError:
+        raise RecipeError([f"{file}: it is nested too deeply"]) from None
     except tomli.TOMLDecodeError as error:
         message = str(error)
         lineno = getattr(error, "lineno", None)
@@ -216,9 +231,10 @@ def _merge(base: _Document, top: _Document) -> _Document:
 
     def lay(below: dict[str, Any], above: Mapping[str, Any], path: TomlPath) -> dict[str, Any]:
         name = above.get("name")
-        if _is_component(path) and name is not None and name != below.get("name"):
-            drop(path)
-            below = {}
+        if _changes_component(path, below.get("name"), name):
+            for key in set(below) - _reserved(path):
+                drop((*path, key))
+            below = {key: value for key, value in below.items() if key in _reserved(path)}
         result = dict(below)
         for key, value in above.items():
             here = (*path, key)
@@ -237,9 +253,22 @@ def _merge(base: _Document, top: _Document) -> _Document:
     return _Document(table, origins | top.origins)
 
 
-def _is_component(path: TomlPath) -> bool:
-    """Whether `name` in the table at `path` chooses a component: everywhere but at the top and in [run]."""
-    return path not in ((), ("run",))
+def _is_position(part: str) -> bool:
+    return part.isascii() and part.isdigit()
+
+
+def _changes_component(path: TomlPath, before: Any, after: Any) -> bool:
+    """Whether a new `name` in the table at `path` chooses another component: it does but at the top and in [run]."""
+    if path in ((), ("run",)) or after is None or before == after:
+        return False
+    plugins, names = zip(*(str(name or "").rpartition(":")[::2] for name in (before, after)), strict=True)
+    return names[0] != names[1] or "" not in plugins
+
+
+def _reserved(path: TomlPath) -> set[str]:
+    """Return the keys of the table at `path` that are the core's, whatever component it chooses."""
+    kind = {"train": "dataset", "test": "dataset", "loss": "loss"}.get(str(path[0]))
+    return set(KINDS[kind].reserved) if kind else set()
 
 
 def _override(document: _Document, text: str) -> _Document:
@@ -252,25 +281,27 @@ def _override(document: _Document, text: str) -> _Document:
         value = tomli.loads(f"value = {raw}")["value"]
     except tomli.TOMLDecodeError:
         value = raw
+    if isinstance(value, (date, time)):
+        value = raw
 
     parts = key.split(".")
-    path: TomlPath = tuple(int(part) if part.isdigit() else part for part in parts)
+    path: TomlPath = tuple(int(part) if _is_position(part) else part for part in parts)
 
     def put(node: Any, parts: Sequence[str]) -> Any:
         head, rest = parts[0], parts[1:]
         above = path[: len(path) - len(parts)]
         if isinstance(node, list):
-            if not head.isdigit() or int(head) > len(node):
+            if not _is_position(head) or int(head) > len(node):
                 raise RecipeError([f"{origin}: '{head}' is not a position in {key}; it has {len(node)} items"])
             items = [*node, {}] if int(head) == len(node) else list(node)
             items[int(head)] = put(items[int(head)], rest) if rest else value
             return items
         if not isinstance(node, dict):
             raise RecipeError([f"{origin}: '{head}' is below a value that is not a table"])
-        child = node.get(head, [] if rest and rest[0].isdigit() else {})
+        child = node.get(head, [] if rest and _is_position(rest[0]) else {})
         updated = {**node, head: put(child, rest) if rest else value}
-        if not rest and head == "name" and node.get("name") != value and _is_component(above):
-            updated = {"name": value}  # the other options were the old component's
+        if not rest and head == "name" and _changes_component(above, node.get("name"), value):
+            updated = {"name": value, **{key: node[key] for key in _reserved(above) & set(node)}}
         return updated
 
     origins = {known: place for known, place in document.origins.items() if known[: len(path)] != path}
@@ -309,6 +340,10 @@ def _cross_check(recipe: Recipe, catalog: Catalog) -> list[Problem]:
     labels: dict[str, int] = {}
     for position in range(len(recipe.test)):
         label = Loaded(recipe, catalog).label(position)
+        if label == "holdout":
+            problems.append(
+                Problem(("test", position), "'holdout' is what held-out identities are called; choose another")
+            )
         if label in labels:
             message = f"two tests are called '{label}'; give one of them a label"
             problems.append(Problem(("test", position), message))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from reidcore.errors import RunError, os_message
 
@@ -38,9 +39,9 @@ class JsonLines:
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Write one event."""
-        if event["kind"] == "resume":
-            self._forget_after(event["step"])
         try:
+            if event["kind"] == "resume":
+                self._forget_after(event["step"])
             self.stream.write(json.dumps(event) + "\n")
             self.stream.flush()
         except OSError as error:
@@ -48,7 +49,8 @@ class JsonLines:
 
     def close(self) -> None:
         """Close the file."""
-        self.stream.close()
+        with suppress(OSError):  # each event was flushed, and what failed then was reported
+            self.stream.close()
 
     def _forget_after(self, step: int) -> None:
         kept = []
@@ -74,6 +76,10 @@ class Terminal:
         self.progress: Progress | None = None
         self.bar: TaskID | None = None
         self.last_line = time.monotonic()
+
+    def warn(self, text: str) -> None:
+        """Show a sentence that must not be missed."""
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Show a sentence."""
@@ -138,15 +144,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def metrics_table(rows: Mapping[str, Mapping[str, float]], title: str = "") -> Table:
-    """Return a table with a row a label and a column a metric, in percent."""
-    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    for label, figures in rows.items():
-        table.add_row(label, *(f"{figures[name]:.1%}" if name in figures else "" for name in names))
+def metrics_table(rows: Mapping[str, tuple[Mapping[str, float], str]]) -> Table:
+    """Return a table of each label's figures, in percent, and the queries that they cover."""
+    names = list(dict.fromkeys(name for figures, _ in rows.values() for name in figures))
+    table = Table("", *(Column(name, justify="right") for name in (*names, "queries")))
+    for label, (figures, queries) in rows.items():
+        table.add_row(label, *(f"{figures[name]:.1%}" if name in figures else "" for name in names), queries)
     return table
 
 

@@ -61,7 +61,7 @@ def make_converter(catalog: Catalog) -> Converter:
         converter.register_structure_hook(scalar, _scalar)
     converter.register_structure_hook_factory(attrs.has, lambda cls: partial(_attrs, converter))
     converter.register_structure_hook_func(_is_origin(Literal), _literal)
-    converter.register_structure_hook_func(_is_origin(tuple), partial(_sequence, converter))
+    converter.register_structure_hook_func(_is_origin(tuple, list), partial(_sequence, converter))
     converter.register_structure_hook_func(_is_origin(Mapping, dict), partial(_mapping, converter))
     converter.register_structure_hook_func(_is_origin(Union, UnionType), partial(_union, converter))
     for kind in KINDS.values():
@@ -91,7 +91,7 @@ def describe_type(cls: Any) -> str:
         return " or ".join(_show(argument) for argument in arguments)
     if get_origin(cls) in (Union, UnionType):
         return " or ".join(describe_type(argument) for argument in arguments)
-    if get_origin(cls) is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+    if get_origin(cls) is list or (get_origin(cls) is tuple and len(arguments) == 2 and arguments[1] is Ellipsis):
         return f"an array, each item {describe_type(arguments[0])}"
     if get_origin(cls) is tuple:
         return f"an array of {len(arguments)}, each item {describe_type(arguments[0])}"
@@ -151,9 +151,9 @@ def _union(converter: Converter, value: Any, cls: Any) -> Any:
     raise Problems.one(f"found {_show(value)}; expected {describe_type(cls)}")
 
 
-def _sequence(converter: Converter, value: Any, cls: Any) -> tuple[Any, ...]:
+def _sequence(converter: Converter, value: Any, cls: Any) -> tuple[Any, ...] | list[Any]:
     arguments = get_args(cls)
-    variable = len(arguments) == 2 and arguments[1] is Ellipsis
+    variable = get_origin(cls) is list or (len(arguments) == 2 and arguments[1] is Ellipsis)
     if not isinstance(value, (list, tuple)):
         hint = f"; write [{_show(value)}]" if variable and isinstance(value, str) else ""
         hint = "; write the table's name in double brackets: [[...]]" if isinstance(value, Mapping) else hint
@@ -169,7 +169,7 @@ def _sequence(converter: Converter, value: Any, cls: Any) -> tuple[Any, ...]:
             problems += [Problem((index, *problem.path), problem.message) for problem in found.items]
     if problems:
         raise Problems(problems)
-    return tuple(items)
+    return items if get_origin(cls) is list else tuple(items)
 
 
 def _mapping(converter: Converter, value: Any, cls: Any) -> dict[str, Any]:

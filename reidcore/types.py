@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,11 +50,12 @@ class Sample:
 
 @frozen
 class Splits:
-    """A data set: training images, and queries to be found in a gallery."""
+    """A data set: training images, and queries to be found in a gallery. `notes` are told to the user."""
 
     train: Sequence[Sample] = ()
     query: Sequence[Sample] = ()
     gallery: Sequence[Sample] = ()
+    notes: Sequence[str] = ()
 
 
 @frozen
@@ -125,11 +126,15 @@ class Views:
 
 @frozen(eq=False)
 class HeadOut:
-    """A head's result: (B, D) before its norm, (B, D) after it, and margin-free (B, K) logits or None."""
+    """A head's result: (B, D) before its norm, (B, D) after it, and margin-free (B, K) logits or None.
+
+    embedding: (B, D), the one that retrieval compares; what is after the norm unless the head says otherwise.
+    """
 
     before: Tensor
     after: Tensor
     logits: Tensor | None = None
+    embedding: Tensor = field(default=Factory(lambda self: self.after, takes_self=True))
 
 
 @frozen(eq=False)

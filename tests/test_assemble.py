@@ -52,13 +52,13 @@ def test_held_out_identities_are_not_trained_on_and_every_query_has_a_match():
     assert len(kept) + len(test.splits.gallery) == len(given)
     assert len(test.splits.query) == 6
     assert test.protocol == "cross-camera"
-    assert test.coverage_note() == ""
+    assert test.coverage().covered == len(test.splits.query)
 
 
 def test_a_holdout_without_cameras_does_not_let_an_image_find_itself():
     kept, test = _hold_out(samples(*((identity, -1) for identity in range(4) for _ in range(3))), 0.5, seed=1)
     assert test.protocol == "all-cameras"
-    assert test.coverage_note() == ""
+    assert test.coverage().covered == len(test.splits.query)
     assert len(kept) == 6
 
 
@@ -132,4 +132,4 @@ def test_a_test_without_queries_is_refused(toy_recipe, toy_folder):
     data = read_data(load_recipe(toy_recipe))
     (test,) = data.tests
     with pytest.raises(Exception, match="test set 'folder' has no query images"):
-        evolve(test, splits=evolve(test.splits, query=())).coverage_note()
+        evolve(test, splits=evolve(test.splits, query=())).coverage()

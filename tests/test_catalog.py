@@ -5,14 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from attrs import frozen
+from attrs import fields, frozen
 
 from reidcore.catalog import Catalog, discover
 from reidcore.component import Component
 from reidcore.errors import UnknownComponent
+from reidcore.kinds import KINDS
+from reidcore.recipe import LossTerm, TestSet, TrainSet
 
 LOSS = """
-from attrs import frozen
+from attrs import fields, frozen
 from reidcore import Component, hookimpl
 
 @frozen(kw_only=True)
@@ -80,6 +82,10 @@ BROKEN = {
     "an offer made twice": (
         LOSS.format(name="own") + "    yield Component(name='own', config=Own)",
         "it offers two losses called 'own'",
+    ),
+    "an option that the core reads": (
+        LOSS.format(name="own").replace("scale", "weight"),
+        "loss 'own' has an option 'weight', a key that the core reads",
     ),
     "a config shared by two": (
         LOSS.format(name="own") + "    yield Component(name='other', config=Own)",
@@ -170,10 +176,22 @@ def test_a_plugin_in_one_file(write):
     assert discover([file]).find("loss", "own").full_name == "idea:own"
 
 
-def test_a_plugin_file_that_is_not_there(tmp_path, reidcore):
-    status, out, _ = reidcore("plugins", "--plugin", tmp_path / "no.py", "--strict")
+def test_a_plugin_file_that_is_not_there(tmp_path, write, reidcore):
+    file = tmp_path / "no.py"
+    status, out, _ = reidcore("plugins", "--plugin", file, "--strict")
     assert status == 1
-    assert f"failed: there is no file {tmp_path / 'no.py'}" in out
+    assert f"failed: there is no file {file}" in out
+    recipe = write("r.toml", '[[train]]\nname = "folder"\nroot = "x"')
+    status, _, err = reidcore("check", recipe, "--plugin", file)
+    assert (status, err) == (2, f"the plugin {file} did not load: there is no file {file}\n")
+
+
+def test_the_reserved_keys_are_those_that_the_core_reads():
+    def own(*classes):
+        return {field.name for cls in classes for field in fields(cls) if not field.metadata.get("inline")}
+
+    assert own(TrainSet, TestSet) == set(KINDS["dataset"].reserved)
+    assert own(LossTerm) == set(KINDS["loss"].reserved)
 
 
 def test_a_catalog_for_tests_in_one_line():

@@ -102,7 +102,9 @@ def make(toy_recipe, tmp_path):
 
     def make_run(*overrides, score=lambda model, epoch: None, folder=None):
         loaded = load_recipe(toy_recipe, overrides=overrides, catalog=CATALOG)
-        return assemble(loaded, read_data(loaded), folder or tmp_path / f"run{next(numbers)}", [Recorder()], score)
+        run = assemble(loaded, read_data(loaded), folder or tmp_path / f"run{next(numbers)}", score)
+        run.loggers = [Recorder()]
+        return run
 
     return make_run
 
@@ -195,7 +197,7 @@ def test_frozen_modules_do_not_learn_until_their_time_is_over(make):
 
 
 def test_a_prefix_that_is_no_module_is_an_error(make):
-    run = make("training.freeze=['backbone.layr1']")
+    run = make("training.freeze=['backbone.layr1']", "training.freeze_iterations=1")
     with pytest.raises(RunError, match=r"the model has no module 'backbone.layr1'; did you mean 'backbone.layer1'"):
         fit(run)
 
@@ -257,8 +259,8 @@ def test_weights_multiply_the_terms_and_terms_of_one_name_are_numbered(make):
     run = make(*FLAT, "loss=[{name='poison'}, {name='poison', weight=3}]")
     fit(run)
     event = events(run, "step")[0]
-    assert event["poison-2"] == pytest.approx(3 * event["poison"])
-    assert event["loss"] == pytest.approx(4 * event["poison"])
+    assert event["losses"]["poison-2"] == pytest.approx(3 * event["losses"]["poison"])
+    assert event["loss"] == pytest.approx(4 * event["losses"]["poison"])
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(make):
@@ -322,17 +324,9 @@ def test_events_are_json_and_say_how_fast_and_how_long(make):
     run = make(*FLAT, "training.epochs=1")
     fit(run)
     step = events(run, "step")[-1]
-    assert {
-        "epoch",
-        "step",
-        "steps",
-        "loss",
-        "cross-entropy",
-        "triplet",
-        "lr",
-        "images_per_second",
-        "seconds_left",
-    } <= set(step)
+    assert {"epoch", "step", "steps", "loss", "lr", "images_per_second", "seconds_left"} <= set(step)
+    assert set(step["losses"]) == {"cross-entropy", "triplet"}
+    assert step["loss"] == pytest.approx(sum(step["losses"].values()))
     assert step["step"] == step["steps"]
     assert json.loads(json.dumps(step)) == step
     assert events(run, "epoch")[0]["images_per_second"] > 0
@@ -343,3 +337,31 @@ def test_bfloat16_trains_and_keeps_float32_weights(make):
     result = fit(run)
     assert {parameter.dtype for parameter in result.parameters()} == {torch.float32}
     assert all(torch.isfinite(parameter).all() for parameter in result.parameters())
+
+
+def test_weights_that_are_not_finite_are_not_saved(make):
+    run = make(
+        *FLAT,
+        *PLAIN_SGD,
+        *FLAT_RATE,
+        "optimizer.lr=1e38",
+        "sampler.identities=6",
+        "sampler.instances=3",
+        "training.epochs=1",
+    )
+    with pytest.raises(RunError, match=r"blew up .* start again: there is no checkpoint yet"):
+        fit(run)
+    assert not checkpoints(run.folder)
+
+
+def test_a_run_is_not_resumed_to_fewer_epochs(make, tmp_path):
+    fit(make(*FLAT, "training.epochs=2", folder=tmp_path / "run"))
+    with pytest.raises(RunError, match=r"is of epoch 2; training.epochs = 1 is less"):
+        fit(make(*FLAT, "training.epochs=1", folder=tmp_path / "run"), resume=True)
+
+
+def test_the_task_refuses_unlabelled_sets_that_it_would_not_use(make, toy_folder):
+    run = make(*FLAT, "train.1.name=folder", f"train.1.root={toy_folder}", "train.1.role=target")
+    assert len(run.targets) == 36
+    with pytest.raises(RunError, match="learns from labelled images only"):
+        fit(run)

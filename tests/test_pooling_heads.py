@@ -208,3 +208,11 @@ def test_fresh_rows_are_small_and_random() -> None:
     weight = ClassifierHead(64, 500, neck=False).classifier.weight
     assert weight.std().item() == pytest.approx(0.01, rel=0.03)
     assert weight.mean().item() == pytest.approx(0.0, abs=3e-4)
+
+
+def test_retrieval_compares_what_the_head_says() -> None:
+    x = torch.rand(4, 3)
+    for embed in ("before", "after"):
+        out = ClassifierHead(3, 2, neck=True, embed=embed)(x)
+        assert torch.equal(out.embedding, getattr(out, embed))
+    assert not torch.equal(out.before, out.after)

@@ -94,7 +94,11 @@ OVERRIDES = [
     ("run.name=x y", lambda recipe: (recipe.run.name, recipe.run.seed), ("x y", 7)),
     ("aggregator.name=max", lambda recipe: type(recipe.aggregator).__name__, "Max"),
     ("aggregator.name=gem", lambda recipe: recipe.aggregator.alpha, 4.0),
-    ("training.freeze=['backbone']", lambda recipe: recipe.training.freeze, ("backbone",)),
+    (
+        "training={freeze=['backbone'], freeze_iterations=1}",
+        lambda recipe: recipe.training.freeze,
+        ("backbone",),
+    ),
     ("loss=[{name='cross-entropy'}]", lambda recipe: len(recipe.loss), 1),
     ("loss.0.weight=2", lambda recipe: recipe.loss[0].weight, 2.0),
     ("loss.1.name=cross-entropy", lambda recipe: len(recipe.loss), 2),
@@ -105,6 +109,22 @@ OVERRIDES = [
 @pytest.mark.parametrize(("override", "look", "expected"), OVERRIDES, ids=[item[0] for item in OVERRIDES])
 def test_override(override, look, expected, write):
     assert look(load_recipe(write("base.toml", BASE), overrides=[override]).recipe) == expected
+
+
+def test_another_component_keeps_what_is_the_cores_and_what_is_set_with_it(write):
+    base = write("base.toml", BASE + "[[test]]\nname = 'folder'\nroot = 'x'\nlabel = 'own'\n")
+    overrides = ["test.0.identities=5", "test.0.name=synthetic", "aggregator.name=core:gem"]
+    recipe = load_recipe(base, overrides=overrides).recipe
+    assert (recipe.test[0].label, recipe.test[0].dataset.identities) == ("own", 5)
+    assert recipe.aggregator.alpha == 4.0
+
+
+def test_a_value_that_looks_like_a_date_is_a_text(write):
+    assert load_recipe(write("b.toml", BASE), overrides=["run.name=2024-01-01"]).recipe.run.name == "2024-01-01"
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(write):
+    assert load_recipe(write("b.toml", "\ufeff" + BASE)).recipe.run.seed == 7
 
 
 def test_later_overrides_win(write):

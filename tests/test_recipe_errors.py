@@ -172,6 +172,14 @@ OVERRIDES = {
     "foo": "expected KEY=VALUE, such as training.epochs=10",
     ".=1": "expected KEY=VALUE, such as training.epochs=10",
     "train.3.root=a": "'3' is not a position in train.3.root; it has 1 items",
+    "train.²=1": "'²' is not a position in train.²; it has 1 items",
+    "run.seed=18446744073709551616": (
+        "run.seed: found 18446744073709551616; expected at least 0 and at most 9223372036854775807"
+    ),
+    "sampler={identities=1, instances=1}": (
+        "sampler: found a batch of one image; expected at least 2, which batch norm needs"
+    ),
+    "training={freeze=['backbone']}": "training: expected both freeze and freeze_iterations, or neither",
     "train.0.root.x=1": "'x' is below a value that is not a table",
     "backbone.name=resnet1O1": "backbone.name: no backbone is called 'resnet1O1'; did you mean 'resnet101'?",
 }
@@ -222,6 +230,11 @@ UNREADABLE = {
         "[run]",
         "{file}:1: train: missing; expected an array, each item a table (one or several [[train]] "
         "tables with the data set's name)",
+    ),
+    "too deep a nesting": ("a = " + "[" * 3000 + "]" * 3000, "{file}: it is nested too deeply"),
+    "a test called as held-out identities": (
+        GOOD + '[[test]]\nname = "folder"\nroot = "x"\nlabel = "holdout"',
+        "{file}:5: test.0: 'holdout' is what held-out identities are called; choose another",
     ),
     "an empty train": ("train = []", "{file}:1: there is no [[train]] table; expected one or several"),
 }

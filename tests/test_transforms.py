@@ -237,3 +237,20 @@ def test_jitter_of_brightness_is_one_factor_for_all_pixels() -> None:
     assert all(len(value) == 1 for value in values)
     assert 80 <= min(map(int, values)) < 86
     assert 114 < max(map(int, values)) <= 120
+
+
+def test_a_crop_larger_than_the_image_shows_all_of_it_smaller_on_the_mean_colour() -> None:
+    white = torch.full((3, 100, 100), 255, dtype=torch.uint8)
+    crop = RandomResizedCrop(200, 200, (4.0, 4.0), (1.0, 1.0))
+    centres = []
+    for seed in range(20):
+        result = seeded(crop, white, seed)
+        shown = (result == 255).all(0)
+        rows, columns = shown.nonzero(as_tuple=True)
+        assert 97 <= rows.max() - rows.min() + 1 <= 101
+        assert 97 <= columns.max() - columns.min() + 1 <= 101
+        corner = result[:, 0, 0] if not shown[0, 0] else result[:, -1, -1]
+        assert (corner.int() - torch.tensor([124, 116, 104])).abs().max() <= 1
+        centres.append(rows.float().mean().item())
+    assert min(centres) < 80
+    assert max(centres) > 120

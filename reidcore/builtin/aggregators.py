@@ -19,39 +19,41 @@ if TYPE_CHECKING:
 class Average:
     """Average pooling (equation 2)."""
 
-    source: str = option("stage4", help="name of the map")
+    source: str = option("", help="name of the map; the last one when empty")
 
     def build(self, backbone: Backbone) -> Pooling:
         from reidcore.builtin.modules.pooling import Pooling, average
 
-        return Pooling(self.source, backbone.shapes[self.source], average)
+        source = self.source or tuple(backbone.shapes)[-1]
+        return Pooling(source, backbone.shapes[source], average)
 
 
 @frozen(kw_only=True)
 class Max:
     """Max pooling (equation 1)."""
 
-    source: str = option("stage4", help="name of the map")
+    source: str = option("", help="name of the map; the last one when empty")
 
     def build(self, backbone: Backbone) -> Pooling:
         from reidcore.builtin.modules.pooling import Pooling, maximum
 
-        return Pooling(self.source, backbone.shapes[self.source], maximum)
+        source = self.source or tuple(backbone.shapes)[-1]
+        return Pooling(source, backbone.shapes[source], maximum)
 
 
 @frozen(kw_only=True)
 class GeneralizedMean:
     """Generalized-mean pooling (equation 3; Radenović et al. 2018)."""
 
-    source: str = option("stage4", help="name of the map; it must not be signed")
+    source: str = option("", help="name of the map, which must not be signed; the last one when empty")
     alpha: float = option(3.0, help="exponent: 1 is the average, infinity the maximum", above=0)
     learn: bool = option(True, help="learn the exponent")
 
     def build(self, backbone: Backbone) -> Pooling:
         from reidcore.builtin.modules.pooling import GeneralizedMean, Pooling
 
-        shape = backbone.shapes[self.source]
-        return Pooling(self.source, shape, GeneralizedMean(self.alpha, self.learn), positive=True)
+        source = self.source or tuple(backbone.shapes)[-1]
+        return Pooling(source, backbone.shapes[source], GeneralizedMean(self.alpha, self.learn), positive=True)
 
 
 @hookimpl

@@ -55,7 +55,7 @@ class Synthetic:
 
     identities: int = option(125, help="people to train on", at_least=1)
     test_identities: int = option(60, help="other people to test on", at_least=1)
-    cameras: int = option(4, help="cameras, each of which sees everybody", at_least=2)
+    camera_count: int = option(4, help="cameras, each of which sees everybody", at_least=2)
     images: int = option(4, help="images of each person by each camera", at_least=2)
     height: int = option(128, help="pixels of the drawn image", at_least=16)
     width: int = option(64, help="pixels of the drawn image", at_least=8)
@@ -69,7 +69,7 @@ class Synthetic:
         return splits(
             identities=self.identities,
             test_identities=self.test_identities,
-            cameras=self.cameras,
+            cameras=self.camera_count,
             images=self.images,
             height=self.height,
             width=self.width,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
 
-from reidcore.component import Component
+from reidcore.component import Component, option
 from reidcore.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -28,10 +28,14 @@ class Linear:
 class BNNeck:
     """Batch norm, then a bias-free classifier (equation 5; Luo et al. 2019)."""
 
+    embed: Literal["after", "before"] = option(
+        "after", help="whether retrieval compares what is after or before the norm"
+    )
+
     def build(self, dim: int, classes: int) -> ClassifierHead:
         from reidcore.builtin.modules.heads import ClassifierHead
 
-        return ClassifierHead(dim, classes, neck=True)
+        return ClassifierHead(dim, classes, neck=True, embed=self.embed)
 
 
 @hookimpl

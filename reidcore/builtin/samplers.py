@@ -23,6 +23,10 @@ class IdentityBalanced:
     identities: int = option(16, help="P, identities a batch", at_least=1)
     instances: int = option(4, help="K, images of each", at_least=1)
 
+    def __attrs_post_init__(self) -> None:
+        if self.identities * self.instances < 2:
+            raise ValueError("found a batch of one image; expected at least 2, which batch norm needs")
+
     def build(self, labels: NDArray[Any], cameras: NDArray[Any], seed: int) -> IdentityBalancedSampler:
         from reidcore.builtin.modules.samplers import IdentityBalanced
 

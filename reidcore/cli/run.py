@@ -1,15 +1,17 @@
 """`reidcore run`: train and evaluate a recipe."""
 
+import json
 import statistics
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 
+from attrs import evolve
 from rich.console import Console
 from rich.table import Table
 
-from reidcore.api import Finished, run
+from reidcore.api import Finished, run, run_folder
 from reidcore.cli import add_recipe_arguments
-from reidcore.recipe import load_recipe
+from reidcore.recipe import Loaded, load_recipe
 from reidcore.reporting import make_console, metrics_table
 
 
@@ -37,34 +39,37 @@ def main(options: Namespace) -> int:
     console = make_console()
     overrides = list(options.set)
     if options.output:
-        overrides.append(f"run.output={options.output}")
-    if not options.seeds:
-        _print(console, [_run(options, overrides)])
-        return 0
-    name = load_recipe(options.recipe, overrides=overrides, plugin_files=options.plugin).recipe.run.name
-    finished = []
-    for seed in options.seeds:
-        seeded = [*overrides, f"run.seed={seed}", f"run.name={name}-seed{seed}"]
-        finished.append(_run(options, seeded))
+        overrides.append(f"run.output={json.dumps(options.output)}")  # as a text whatever it looks like
+    loaded = load_recipe(options.recipe, overrides=overrides, plugin_files=options.plugin)
+    recipes = [_seeded(loaded, seed) for seed in options.seeds] if options.seeds else [loaded]
+    for item in recipes:
+        run_folder(item, options.resume)  # before the first one trains for hours
+    finished = [
+        run(item, resume=options.resume, console=make_console(stderr=True), quiet=options.quiet) for item in recipes
+    ]
     _print(console, finished)
-    _print_spread(console, [item.metrics for item in finished])
+    if options.seeds:
+        _print_spread(console, [item.metrics for item in finished])
     return 0
 
 
-def _run(options: Namespace, overrides: Sequence[str]) -> Finished:
-    loaded = load_recipe(options.recipe, overrides=overrides, plugin_files=options.plugin)
-    return run(loaded, resume=options.resume, console=make_console(stderr=True), quiet=options.quiet)
+def _seeded(loaded: Loaded, seed: int) -> Loaded:
+    """Return the recipe with another seed, and the seed in its name."""
+    options = loaded.recipe.run
+    options = evolve(options, seed=seed, name=f"{options.name}-seed{seed}")
+    return evolve(loaded, recipe=evolve(loaded.recipe, run=options))
 
 
 def _print(console: Console, finished: Sequence[Finished]) -> None:
     for item in finished:
-        rows: dict[str, Mapping[str, float]] = {}
+        rows: dict[str, tuple[Mapping[str, float], str]] = {}
         for label, figures in item.metrics.items():
+            queries = f"{item.queries[label].covered} of {item.queries[label].queries}"
             if label in item.before:
-                rows[f"{label}, before training"] = item.before[label]
-                rows[f"{label}, after training"] = figures
+                rows[f"{label}, before training"] = (item.before[label], queries)
+                rows[f"{label}, after training"] = (figures, queries)
             else:
-                rows[label] = figures
+                rows[label] = (figures, queries)
         if rows:
             console.print(metrics_table(rows))
         console.print(f"run folder: {item.folder}", highlight=False, soft_wrap=True)

@@ -63,6 +63,7 @@ class Loader:
             collate_fn=_collate,
             persistent_workers=count > 0,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_yield_to_training,
             generator=torch.Generator(),  # its own, so that making an iterator leaves the global one alone
         )
 
@@ -98,9 +99,10 @@ def test_batches(
     loader = DataLoader(
         _Images(samples, pipeline, size, seed=0),
         batch_sampler=[keys[start : start + batch] for start in range(0, len(keys), batch)],  # type: ignore[arg-type]
-        num_workers=min(worker_count(workers), -(-len(keys) // batch)),
+        num_workers=min(worker_count(workers), len(keys) // batch),
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
+        worker_init_fn=_yield_to_training,
         generator=torch.Generator(),
     )
     for item in loader:
@@ -183,3 +185,9 @@ def _unwrap(item: tuple[Tensor, Tensor] | ReidError) -> tuple[Tensor, Tensor]:
 
 def _to_device(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+
+
+def _yield_to_training(worker: int) -> None:
+    """Let a loader process take what training leaves: on a CPU, threads that wait for each other lose far more."""
+    if hasattr(os, "nice"):
+        os.nice(19)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reidcore.types import Features, Sample
+from reidcore.types import ALONE, Features, Sample, World
 
 
 @torch.inference_mode()
@@ -22,9 +22,12 @@ def extract(
     workers: int | None = None,
     device: torch.device | str = "cpu",
     precision: torch.dtype = torch.float32,
+    world: World = ALONE,
     done: Callable[[int], None] = lambda count: None,
 ) -> Features:
     """Return the features of `samples`, resized to `size` (height, width), in their order.
+
+    Of several processes each returns those of its share: `world.size` consecutive parts of `samples`.
 
     `flip` averages the embeddings of each image and its mirror image. `done` is told how many images were added.
     The model is put into evaluation mode, and back into the mode that it was in. Raises DataError for a bad image.
@@ -33,6 +36,7 @@ def extract(
     from reidcore.data import test_batches
 
     device = torch.device(device)
+    samples = samples[len(samples) * world.rank // world.size : len(samples) * (world.rank + 1) // world.size]
     training = model.training
     model.eval()
     embeddings: list[Tensor] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import warnings
 from pathlib import Path
 
 from PIL import Image
@@ -28,14 +27,14 @@ def folder(root: Path) -> Splits:
     if (root / "query").is_dir() != (root / "gallery").is_dir():
         found, lacking = ("query", "gallery") if (root / "query").is_dir() else ("gallery", "query")
         raise DataError(f"{root} holds {found}/ but no {lacking}/; a test needs both")
-    parts = {split: _read(root / split, _FOLDER, "<identity>_c<camera>_<anything>") for split in _SPLITS}
-    return Splits(**parts)
+    train, query, gallery = (_read(root / split, _FOLDER, "<identity>_c<camera>_<anything>") for split in _SPLITS)
+    return Splits(train, query, gallery)
 
 
 def market1501(root: Path) -> Splits:
     """Read Market-1501: images of identity -1 are left out, those of identity 0 are distractors of the gallery.
 
-    Raises DataError when a folder is missing; warns when a count is not the published one.
+    Raises DataError when a folder is missing; notes a count that is not the published one.
     """
     layout = "bounding_box_train/, query/ and bounding_box_test/ of Market-1501-v15.09.15"
     _require_folder(root, layout)
@@ -46,10 +45,13 @@ def market1501(root: Path) -> Splits:
         samples = _read(root / name, _MARKET, "<identity>_c<camera>s<sequence>_<frame>")
         kept = tuple(sample for sample in samples if sample.identity != UNKNOWN)
         parts[split] = kept
-    for split, published in {"train": 12936, "query": 3368, "gallery": 15913}.items():
-        if len(parts[split]) != published:
-            warnings.warn(f"{root}: found {len(parts[split])} {split} images; published {published}", stacklevel=2)
-    return Splits(**parts)
+    published = {"train": 12936, "query": 3368, "gallery": 15913}
+    notes = [
+        f"{root}: found {len(parts[split])} {split} images; published {count}"
+        for split, count in published.items()
+        if len(parts[split]) != count
+    ]
+    return Splits(parts["train"], parts["query"], parts["gallery"], notes)
 
 
 def csv_table(file: Path) -> Splits:
@@ -83,7 +85,8 @@ def csv_table(file: Path) -> Splits:
     for _, row in rows:
         sample = Sample(file.parent / row["path"], identities[row["identity"]], cameras[row.get("camera") or ""])
         parts[row["split"]].append(sample)
-    return Splits(**{split: tuple(samples) for split, samples in parts.items()})
+    train, query, gallery = (tuple(parts[split]) for split in _SPLITS)
+    return Splits(train, query, gallery)
 
 
 def _numbers(texts: list[str]) -> dict[str, int]:
@@ -116,6 +119,11 @@ def _read(path: Path, pattern: re.Pattern[str], form: str) -> tuple[Sample, ...]
             faults.append(file.name)
         else:
             samples.append(Sample(file, int(match[1]), int(match[2])))
+    if not samples and not faults and (folders := [entry for entry in path.iterdir() if entry.is_dir()]):
+        raise DataError(
+            f"{path} holds {len(folders)} folders but no images; put the images into it with names of the form {form}, "
+            "or list them in a table for the data set 'csv'"
+        )
     if faults:
         raise DataError(
             f"{path}: the names of {len(faults)} images do not have the form {form}: {', '.join(faults[:3])}"

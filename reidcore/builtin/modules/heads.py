@@ -19,9 +19,10 @@ class ClassifierHead(nn.Module):
 
     logits: Literal["linear"] = "linear"
 
-    def __init__(self, dim: int, classes: int, neck: bool) -> None:
+    def __init__(self, dim: int, classes: int, neck: bool, embed: Literal["after", "before"] = "after") -> None:
         super().__init__()
         self.dim = dim
+        self.embed = embed
         self.norm = nn.BatchNorm1d(dim) if neck else nn.Identity()
         if isinstance(self.norm, nn.BatchNorm1d):
             self.norm.bias.requires_grad_(False)
@@ -31,7 +32,8 @@ class ClassifierHead(nn.Module):
     def forward(self, x: Tensor) -> HeadOut:
         """(B, D) -> before (B, D), after (B, D), logits (B, K) or None."""
         after = self.norm(x)
-        return HeadOut(x, after, None if self.classifier is None else self.classifier(after))
+        logits = None if self.classifier is None else self.classifier(after)
+        return HeadOut(x, after, logits, embedding=after if self.embed == "after" else x)
 
     def resize(self, classes: int, rows: Tensor | None = None) -> None:
         """Replace the classifier by one of `classes` rows: (K, D) `rows`, or fresh ones from N(0, 0.01²)."""

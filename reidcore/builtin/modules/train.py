@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from reidcore.errors import RunError
 from reidcore.types import Batch, Step, Stream
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ class Train:
     """Train the model on the labelled images with the recipe's losses."""
 
     def prepare(self, run: Run) -> None:
-        """Keep the run, whose model and losses are used as they are."""
+        """Keep the run, whose model and losses are used as they are. Raises RunError for unlabelled data sets."""
+        if run.targets:
+            raise RunError('the task "train" learns from labelled images only; take the target sets out of [[train]]')
         self.run = run
 
     def round(self, epoch: int, run: Run) -> Mapping[str, Stream] | None:

@@ -71,8 +71,9 @@ class RandomResizedCrop:
     """Crop a rectangle and resize it to (height, width).
 
     `area` is a range of shares of the image, `ratio` one of the rectangle's width over height against the image's own,
-    uniform in its logarithm, so that a tall image stays a tall one. A rectangle that does not fit is drawn again, ten
-    times at most; then the whole image is taken.
+    uniform in its logarithm, so that a tall image stays a tall one. A rectangle larger than the image shows it smaller,
+    on ImageNet's mean colour: with shares on both sides of 1 things are as large in training as in testing, which they
+    are not when every crop enlarges (Touvron et al. 2019).
     """
 
     resizes = True
@@ -83,14 +84,16 @@ class RandomResizedCrop:
     def __call__(self, image: Tensor) -> Tensor:
         """(3, H, W) -> (3, height, width)."""
         _, height, width = image.shape
-        for _ in range(10):
-            area = _uniform(*self.area)
-            ratio = math.exp(_uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
-            h, w = round(height * math.sqrt(area / ratio)), round(width * math.sqrt(area * ratio))
-            if 0 < h <= height and 0 < w <= width:
-                top, left = _integer(height - h + 1), _integer(width - w + 1)
-                return self.resize(image[:, top : top + h, left : left + w])
-        return self.resize(image)
+        area = _uniform(*self.area)
+        ratio = math.exp(_uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+        h = max(1, round(height * math.sqrt(area / ratio)))
+        w = max(1, round(width * math.sqrt(area * ratio)))
+        top, bottom = _border(height, h)
+        left, right = _border(width, w)
+        if top or bottom or left or right:
+            image = F.pad(image, [left, top, right, bottom], fill=_MEAN.flatten().tolist())
+        row, column = _integer(image.shape[1] - h + 1), _integer(image.shape[2] - w + 1)
+        return self.resize(image[:, row : row + h, column : column + w])
 
 
 class ColorJitter:
@@ -148,6 +151,13 @@ class RandomErasing:
         if self.fill == "random":
             return torch.randint(0, 256, (3, h, w), dtype=torch.uint8)
         return _MEAN if self.fill == "mean" else torch.zeros_like(_MEAN)
+
+
+def _border(size: int, wanted: int) -> tuple[int, int]:
+    """Return how much to add before and after `size` pixels to have the wanted number, at random."""
+    missing = max(0, wanted - size)
+    before = _integer(missing + 1)
+    return before, missing - before
 
 
 def _uniform(low: float, high: float) -> float:
