@@ -62,6 +62,8 @@ class TrainSet:
 class TestSet:
     """A data set to evaluate on, and how."""
 
+    __test__ = False  # no test case, whatever its name
+
     label: str = option("", help="what results call it; the data set's name when empty")
     protocol: Literal["cross-camera", "all-cameras"] = option("cross-camera", help="what counts as a match and as junk")
     cameras: Literal["use", "ignore"] = option("use", help="'ignore' for a set without cameras")
