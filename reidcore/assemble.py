@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -261,6 +263,18 @@ def find_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed: activations go back to the kernel and come as zeroed pages at every step else.
+
+    With resnet50 at 256x128 this takes a quarter of the time of a step on a CPU. Other C libraries are left alone.
+    """
+    mmap_max, trim_threshold = -4, -1  # <malloc.h>
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)
+
+
 @frozen(eq=False)
 class Evaluator:
     """Evaluates a model on test sets; features are extracted once a data set."""
@@ -329,6 +343,8 @@ def assemble(
     device = find_device(recipe.run.device)
     if recipe.run.deterministic:  # read when cuBLAS starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(recipe.run.seed)
     torch.use_deterministic_algorithms(recipe.run.deterministic)
     transforms = [transform.build(*size) for transform in recipe.transform]
