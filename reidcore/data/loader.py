@@ -120,7 +120,7 @@ def split_batch(labels: NDArray[Any], world: World) -> NDArray[Any]:
     if len(groups) < world.size:
         raise DataError(
             f"a batch of {len(groups)} identities cannot be split over {world.size} processes; "
-            f"raise sampler.identities to at least {world.size}, or lower --processes"
+            f"raise sampler.identities to at least {world.size}, or use fewer processes"
         )
     mine = np.array_split(np.arange(len(groups)), world.size)[world.rank]
     return np.concatenate([groups[group] for group in mine])
