@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 
 from reidcore import load_recipe
 from reidcore.assemble import assemble, find_precision, read_data
-from reidcore.builtin.modules.losses import pairwise_distance
+from reidcore.builtin.modules.pairs import pairwise_distance
 from reidcore.loop import fit
 
 INSTANCES = 4

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tomli
 import torch
-from attrs import evolve, frozen
+from attrs import asdict, evolve, frozen
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
@@ -23,20 +23,19 @@ from torch import nn
 from reidcore import __version__
 from reidcore.assemble import Data, Evaluator, Test, assemble, build_model, make_evaluator, read_data, require_images
 from reidcore.builtin.modules.transforms import Resize
-from reidcore.checkpoint import load_metadata, load_tensors, save_tensors
+from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, load_metadata, load_tensors, save_tensors
 from reidcore.data import read_image
 from reidcore.errors import DataError, ReidError, RunError, os_message
 from reidcore.kinds import Logger
-from reidcore.loop import Run, fit, prepare
+from reidcore.loop import Run, checkpoints, fit, prepare
 from reidcore.model import Model
-from reidcore.recipe import Loaded, fill, load_recipe
+from reidcore.recipe import Loaded, Recipe, fill, load_recipe
 from reidcore.reporting import JsonLines, Terminal, make_console
 from reidcore.retrieval import Coverage
 from reidcore.retrieval.evaluation import Result
 from reidcore.types import Sample
 
-RECIPE, WEIGHTS = "recipe.toml", "model.safetensors"
-RESULTS, BEFORE = "metrics.json", "metrics-before.json"
+RECIPE, RESULTS, BEFORE = "recipe.toml", "metrics.json", "metrics-before.json"
 
 
 @frozen(eq=False)
@@ -100,7 +99,10 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
             return None
         return _evaluate(run_, holdout_evaluator, model, [data.holdout], epoch)[data.holdout.label]["mAP"]
 
-    run_ = assemble(loaded, data, folder, score)
+    run_ = assemble(evolve(loaded, recipe=_unweighted(recipe)) if recipe.run.init else loaded, data, folder, score)
+    taken = None
+    if recipe.run.init and not (resume and checkpoints(folder)):
+        taken = load_fitting(run_.model, find_init(recipe.run.init))
     prepare(run_)
     exporters = [part.build() for part in recipe.export]
     try:
@@ -115,6 +117,11 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         f"{len(data.train.samples)} images of {data.classes} identities on {run_.device}"
         f"{' in bfloat16' if run_.precision == torch.bfloat16 else ''}; run folder {folder}"
     )
+    if taken:
+        run_.log(kind="init", run=str(recipe.run.init), **asdict(taken))
+        here = taken.loaded + len(taken.only_here) + len(taken.reshaped)
+        started = f"started from {recipe.run.init}: {taken.loaded} of {here} tensors fit"
+        terminal.note("\n  ".join([started, *taken.misfits()]))
     try:
         if recipe.evaluation.before and not (folder / BEFORE).is_file():
             _write_metrics(folder / BEFORE, _evaluate(run_, evaluator, run_.model, data.tests, 0))
@@ -212,15 +219,19 @@ def _load(folder: Path, overrides: Sequence[str], plugin_files: Sequence[str | P
         if not (folder / name).is_file():
             raise RunError(f"{folder} is not a finished run: it has no {name}")
     loaded = load_recipe(folder / RECIPE, overrides=overrides, plugin_files=plugin_files)
-    recipe = loaded.recipe
-    if hasattr(recipe.backbone, "weights"):  # those that training started from are not needed any more
-        recipe = evolve(recipe, backbone=evolve(recipe.backbone, weights="none"))  # type: ignore[misc]
-    model = build_model(recipe, load_metadata(folder / WEIGHTS)["classes"])
+    model = build_model(_unweighted(loaded.recipe), load_metadata(folder / WEIGHTS)["classes"])
     try:
         model.load_state_dict(load_tensors(folder / WEIGHTS))
     except RuntimeError as error:
         raise RunError(f"{folder / WEIGHTS} does not fit its recipe: {str(error).splitlines()[-1].strip()}") from None
     return model, loaded
+
+
+def _unweighted(recipe: Recipe) -> Recipe:
+    """Return the recipe for a model whose weights come from a run, so that the backbone's own are not fetched."""
+    if not hasattr(recipe.backbone, "weights"):
+        return recipe
+    return evolve(recipe, backbone=evolve(recipe.backbone, weights="none"))  # type: ignore[misc]
 
 
 def _changes(folder: Path, loaded: Loaded) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,9 +17,10 @@ from attrs import evolve, frozen
 from torch import nn
 
 from reidcore.builtin.modules.transforms import Resize
+from reidcore.checkpoint import find_init
 from reidcore.data import Loader
 from reidcore.errors import ContractError, DataError, ReidError, RunError
-from reidcore.kinds import Loss
+from reidcore.kinds import Loss, Sampler, SamplerConfig
 from reidcore.loop import Freezer, Losses, Run
 from reidcore.model import Model
 from reidcore.options import EvaluationOptions, InputOptions
@@ -95,10 +97,12 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
     samples: list[Sample] = []
     targets: tuple[Sample, ...] = ()
     if train:
-        targets = tuple(s for entry in recipe.train if entry.role == "target" for s in read(entry.dataset).train)
-        sources = [entry for entry in recipe.train if entry.role == "source"]
-        labelled = [[s for s in read(entry.dataset).train if s.identity != UNKNOWN] for entry in sources]
-        samples = _combine(labelled)
+        tables = [
+            (entry.role, [evolve(s, source=position) for s in read(entry.dataset).train])
+            for position, entry in enumerate(recipe.train)
+        ]
+        targets = tuple(s for role, table in tables if role == "target" for s in table)
+        samples = _combine([[s for s in table if s.identity != UNKNOWN] for role, table in tables if role == "source"])
         if not samples:
             raise DataError("the [[train]] data sets hold no labelled training images")
     tests = tuple(
@@ -192,7 +196,7 @@ def build_model(recipe: Recipe, classes: int) -> Model:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def build_losses(recipe: Recipe, model: Model, classes: int) -> Losses:
+def build_losses(recipe: Recipe, model: Model, classes: int, world: World = ALONE) -> Losses:
     """Build the objective. Raises ContractError when a loss needs what the model does not offer."""
     terms: list[tuple[float, Loss]] = []
     for position, term in enumerate(recipe.loss):
@@ -210,7 +214,16 @@ def build_losses(recipe: Recipe, model: Model, classes: int) -> Losses:
         if needs.logits and kinds != {needs.logits}:
             raise ContractError(f"{where}: it needs {needs.logits} logits; the head gives {', '.join(kinds)} ones")
         terms.append((term.weight, loss))
-    return Losses(terms)
+    return Losses(terms, world)
+
+
+def build_sampler(config: SamplerConfig, stream: Stream, seed: int) -> Sampler:
+    """Build the sampler of a stream, and tell it the images' data sets where it wants to know them."""
+    cameras = np.array([sample.camera for sample in stream.samples])
+    more: dict[str, Any] = {}
+    if "sources" in inspect.signature(config.build).parameters:
+        more["sources"] = np.array([sample.source for sample in stream.samples])
+    return config.build(np.asarray(stream.labels), cameras, seed, **more)
 
 
 def _offer(name: str, offered: Sequence[str]) -> str:
@@ -221,6 +234,8 @@ def _offer(name: str, offered: Sequence[str]) -> str:
 def check_build(loaded: Loaded) -> None:
     """Build the model, the losses and the rest without data and without memory. Raises ContractError, ReidError."""
     recipe = loaded.recipe
+    if recipe.run.init:
+        find_init(recipe.run.init)
     with torch.device("meta"):
         model = build_model(recipe, classes=2)
         build_losses(recipe, model, classes=2)
@@ -351,11 +366,10 @@ def assemble(
     if not any(transform.resizes for transform in transforms):
         transforms.insert(0, Resize(*size))
     model = build_model(recipe, data.classes).to(device)
-    losses = build_losses(recipe, model, data.classes).to(device)
+    losses = build_losses(recipe, model, data.classes, world).to(device)
 
     def make_loader(stream: Stream) -> Loader:
-        cameras = np.array([sample.camera for sample in stream.samples])
-        sampler = recipe.sampler.build(np.asarray(stream.labels), cameras, recipe.run.seed)
+        sampler = build_sampler(recipe.sampler, stream, recipe.run.seed)
         return Loader(
             stream,
             sampler,

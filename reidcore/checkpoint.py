@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from posixpath import commonpath
 from typing import Any
 
 import torch
+from attrs import frozen
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from reidcore.errors import RunError, os_message
+
+WEIGHTS = "model.safetensors"
+"""The file in a run folder that holds the model which was evaluated."""
 
 
 def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -49,6 +54,70 @@ def load_metadata(file: Path) -> dict[str, Any]:
             return {key: json.loads(value) for key, value in (stream.metadata() or {}).items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(f"cannot read {file}: {error}") from None
+
+
+@frozen
+class Fit:
+    """What a model took of another one's weights: a number of tensors, and the names of those that did not fit.
+
+    only_here, only_there: those that the file or the model lacks; reshaped: `{name: (shape there, shape here)}`.
+    """
+
+    loaded: int
+    only_here: Sequence[str]
+    only_there: Sequence[str]
+    reshaped: Mapping[str, tuple[Sequence[int], Sequence[int]]]
+
+    def misfits(self) -> list[str]:
+        """Return what did not fit as text, a line for each head, stage of the backbone and the like."""
+        lines = []
+        for module, names in _by_module(self.reshaped).items():
+            there, here = (" x ".join(map(str, shape)) for shape in self.reshaped[names[0]])
+            of = f"{len(names)} tensors of another shape, {names[0]}: " if len(names) > 1 else ""
+            lines.append(f"{module}: {of}{there} there, {here} here")
+        for where, misfits in (("only here, not loaded", self.only_here), ("only there, not used", self.only_there)):
+            for module, names in _by_module(misfits).items():
+                lines.append(f"{module}: {f'{len(names)} tensors ' if len(names) > 1 else ''}{where}")
+        return lines
+
+
+def _by_module(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group names by their first two parts, and call each group by all the parts that it shares."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    return {commonpath(n.replace(".", "/") for n in group).replace("/", "."): group for group in groups.values()}
+
+
+def find_init(folder: Path) -> Path:
+    """Return the weights in the folder that `[run] init` names. Raises RunError when there are none."""
+    if not folder.is_dir():
+        raise RunError(f"run.init: there is no folder {folder}; expected the folder of a finished run")
+    if not (folder / WEIGHTS).is_file():
+        raise RunError(f"run.init: {folder} has no {WEIGHTS}; expected the folder of a finished run")
+    return folder / WEIGHTS
+
+
+def load_fitting(model: nn.Module, file: Path) -> Fit:
+    """Load each tensor of a file that has the name and shape of one of the model's; the others stay as they are.
+
+    Raises RunError when no parameter is among them.
+    """
+    there, here = load_tensors(file), model.state_dict()
+    loaded = {name: there[name] for name in here if name in there and there[name].shape == here[name].shape}
+    if loaded.keys().isdisjoint(name for name, _ in model.named_parameters()):
+        raise RunError(f"run.init: nothing in {file} fits this model; expected a run with the same backbone or head")
+    model.load_state_dict(loaded, strict=False)
+    return Fit(
+        loaded=len(loaded),
+        only_here=[name for name in here if name not in there],
+        only_there=[name for name in there if name not in here],
+        reshaped={
+            name: (list(there[name].shape), list(here[name].shape))
+            for name in here
+            if name in there and name not in loaded
+        },
+    )
 
 
 def save_state(file: Path, state: Mapping[str, Any]) -> None:

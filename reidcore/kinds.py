@@ -139,10 +139,14 @@ class Sampler(Protocol):
 
 
 class SamplerConfig(Protocol):
-    """Options of a sampler."""
+    """Options of a sampler.
+
+    A config whose `build` has a fourth parameter `sources` is also given, by name, the [[train]] table that each image
+    came from: (N,) int, counted from 0.
+    """
 
     def build(self, labels: NDArray[Any], cameras: NDArray[Any], seed: int) -> Sampler:
-        """Build it for images with classes `labels` and `cameras`, both (N,) int."""
+        """Build it for images with classes `labels` (`UNKNOWN` where unlabelled) and `cameras`, both (N,) int."""
 
 
 class MetricState(Protocol):
@@ -250,7 +254,10 @@ class DatasetConfig(Protocol):
 
 
 class Transform(Protocol):
-    """Changes one training image. Randomness comes from torch's global generator, which the loader seeds."""
+    """Changes one training image. Randomness comes from torch's global generator, which the loader seeds.
+
+    A transform with the attribute `mixes = True` sees other images too: it is a `MixingTransform`.
+    """
 
     @property
     def resizes(self) -> bool:
@@ -260,10 +267,30 @@ class Transform(Protocol):
         """(3, H, W) uint8 RGB -> (3, H', W') uint8 RGB."""
 
 
+class MixingTransform(Protocol):
+    """Changes one training image by the others of its batch: those that this process has of it.
+
+    All images of the batch come to it before it is called for the first one, so it sees the others as they were
+    before it, whatever it makes of them. Its randomness is seeded as a `Transform`'s.
+    """
+
+    mixes: Literal[True]
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the result has the input size whatever came in."""
+
+    def __call__(self, image: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """(3, H, W) uint8 RGB and the others, which may differ in size and be none -> (3, H', W') uint8 RGB.
+
+        None of them may be changed in place.
+        """
+
+
 class TransformConfig(Protocol):
     """Options of a transform."""
 
-    def build(self, height: int, width: int) -> Transform:
+    def build(self, height: int, width: int) -> Transform | MixingTransform:
         """Build it for an input size of `height` by `width` pixels."""
 
 

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from reidcore.checkpoint import load_state, random_state, save_state, set_random_state
 from reidcore.data import Loader
+from reidcore.distributed import gather_batch
 from reidcore.errors import ReidError, RunError
 from reidcore.kinds import Logger, Loss, Schedule, Task
 from reidcore.model import Model
@@ -33,8 +34,9 @@ KEPT = 2
 class Losses(nn.Module):
     """The objective: named, weighted terms. Losses with parameters are trained with the model."""
 
-    def __init__(self, terms: Sequence[tuple[float, Loss]]) -> None:
+    def __init__(self, terms: Sequence[tuple[float, Loss]], world: World = ALONE) -> None:
         super().__init__()
+        self.world = world
         self.weights = [weight for weight, _ in terms]
         self.terms: Any = nn.ModuleList([loss for _, loss in terms])  # type: ignore[misc]
         self.maps = tuple(dict.fromkeys(name for _, loss in terms for name in loss.needs.maps))
@@ -43,7 +45,11 @@ class Losses(nn.Module):
         """Return every term, weighted; terms of the same name are numbered."""
         result: dict[str, Tensor] = {}
         for weight, loss in zip(self.weights, self.terms, strict=True):
-            for name, value in loss(output, batch, step).items():
+            seen = output, batch
+            if loss.needs.gather and self.world.size > 1:
+                key = f"gathered {id(batch)}"  # a step may have several batches
+                seen = step.once(key, lambda: gather_batch(output, batch, self.world))
+            for name, value in loss(*seen, step).items():
                 key = name if name not in result else f"{name}-{sum(k.startswith(name) for k in result) + 1}"
                 result[key] = weight * value
         return result
@@ -198,6 +204,8 @@ def _accumulate(run: Run, batches: Mapping[str, Batch], group_size: int, meter: 
     if not all(math.isfinite(value) for value in values.values()):
         raise _not_a_number(run, ", ".join(f"{name} = {value:.4g}" for name, value in values.items()))
     total = torch.stack([value.float() for value in losses.values()]).sum()
+    if not total.requires_grad:
+        raise RunError("no loss reaches a parameter that learns; freeze less (training.freeze), or add another loss")
     (total / group_size).backward()  # type: ignore[no-untyped-call]
     run.batches_done += 1
     meter.add(values, sum(len(batch.labels) for batch in batches.values()))

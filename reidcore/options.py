@@ -16,6 +16,9 @@ class RunOptions:
 
     name: str = option("", help="name of the run folder; the recipe's file name when empty")
     seed: int = option(1, help="seeds everything random", at_least=0, at_most=2**63 - 1)
+    init: Path | None = option(
+        None, help="run folder to start from: all weights of the same name and shape, not the backbone's 'weights'"
+    )
     device: str = option("auto", help="'auto', 'cpu', 'cuda' or 'cuda:1'")
     deterministic: bool = option(False, help="refuse operations whose result depends on timing")
     output: Path = option(Path("runs"), help="folder of run folders")

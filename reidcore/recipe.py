@@ -382,16 +382,13 @@ def _plain(value: Any, catalog: Catalog) -> Any:
                 inline = _plain(content, catalog)
             elif content is not None:
                 table[item.name] = _plain(content, catalog)
-        if isinstance(value, _OWN):
-            return {**inline, **table}
-        return {"name": component_of(catalog, value).full_name, **table}
+        named = {"name": component_of(catalog, value).full_name} if hasattr(value, "build") else {}
+        return {**named, **inline, **table}
     if isinstance(value, Mapping):
         return {key: _plain(item, catalog) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(item, catalog) for item in value]
     return str(value) if isinstance(value, Path) else value
 
-
-_OWN = (Recipe, RunOptions, TrainSet, TestSet, InputOptions, LossTerm, TrainingOptions, EvaluationOptions)
 
 __all__ = ["Loaded", "Recipe", "ReidError", "fill", "load_recipe"]

@@ -36,11 +36,15 @@ class Picture(Protocol):
 
 @frozen
 class Sample:
-    """One labelled image: a file or a `Picture`, who is on it, and which camera took it."""
+    """One labelled image: a file or a `Picture`, who is on it, and which camera took it.
+
+    source: position of the [[train]] table that it came from, which the core fills in.
+    """
 
     image: Path | Picture
     identity: int = UNKNOWN
     camera: int = UNKNOWN
+    source: int = 0
 
     @property
     def name(self) -> str:
@@ -155,7 +159,11 @@ class Output:
 
 @frozen
 class Needs:
-    """What a loss wants of the model: views, maps, a kind of logits, or the embeddings of all processes."""
+    """What a loss wants of the model: views, maps, a kind of logits.
+
+    With `gather` it is given the vectors, logits and labels of all processes, in every one of them; maps, extras and
+    images stay those of its own.
+    """
 
     views: tuple[str, ...] = ()
     maps: tuple[str, ...] = ()

@@ -3,11 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
+from reidcore.assemble import assemble, read_data
+from reidcore.errors import RunError
+from reidcore.loop import fit, prepare
+from reidcore.recipe import load_recipe
+
+FOLDER = Path(__file__).parent.parent / "examples"
+EXAMPLES = [*sorted(FOLDER.glob("*.toml")), *sorted((FOLDER / "ablation").glob("*.toml"))]
 
 
-@pytest.mark.parametrize("recipe", EXAMPLES, ids=lambda file: file.name)
+@pytest.mark.parametrize("recipe", EXAMPLES, ids=lambda file: file.stem)
 def test_an_example_has_no_mistakes(recipe, reidcore):
     status, out, err = reidcore("check", recipe, "--build")
     assert (status, out, err) == (0, f"{recipe}: no mistakes found\n", "")
@@ -22,3 +29,50 @@ def test_the_quickstart_runs(tmp_path, reidcore):
     assert status == 0, err
     assert "synthetic, before training" in out
     assert "synthetic, after training" in out
+
+
+class StopAtStep2:
+    """A logger that interrupts its run."""
+
+    def __init__(self, run):
+        self.run, self.losses = run, []
+
+    def log(self, event):
+        if event["kind"] == "step":
+            self.losses.append(event["loss"])
+            self.run.interrupted = event["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["bagtricks", "agw", "sbs", "mgn"])
+def test_a_published_recipe_takes_two_steps_on_small_data(name, toy_folder, tmp_path):
+    sets = [f"{kind}.0.{key}" for kind in ("train", "test") for key in ("name=folder", f"root={toy_folder}")]
+    sets += ["input.height=64", "input.width=32", "input.workers=0", "backbone.weights=none", "run.device=cpu"]
+    sets += ["sampler.identities=3", "sampler.instances=2"]
+    loaded = load_recipe(FOLDER / f"{name}.toml", overrides=sets)
+    run = assemble(loaded, read_data(loaded), tmp_path, lambda model, epoch: None)
+    prepare(run)
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
+    run.loggers = [logger := StopAtStep2(run)]
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(RunError, match="stopped at step 2"):
+        fit(run)
+    assert len(logger.losses) == 2
+    changed = {
+        key.split(".")[0] for key, value in run.model.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert "heads" in changed
+    assert ("backbone" in changed) == ("backbone" not in loaded.recipe.training.freeze)
+
+
+def test_the_recipes_of_the_ablation_differ_from_its_base_in_one_part_only():
+    def parts(file):
+        recipe = load_recipe(FOLDER / "ablation" / f"{file}.toml").recipe
+        return {key: getattr(recipe, key) for key in recipe.__slots__ if key not in ("run", "__weakref__")}
+
+    base = parts("bag-of-tricks")
+    rows = [file.stem for file in EXAMPLES if file.parent.name == "ablation" and file.stem != "bag-of-tricks"]
+    changes = {row: {key for key, value in parts(row).items() if value != base[key]} for row in rows}
+    assert changes.pop("all") == set.union(*changes.values())
+    assert {row: len(change) for row, change in changes.items()} == {
+        row: 2 if row == "circle-loss" else 1 for row in changes
+    }

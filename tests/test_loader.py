@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from reidcore.builtin.modules.samplers import IdentityBalanced
-from reidcore.builtin.modules.transforms import Flip, PadCrop, RandomErasing, Resize
+from reidcore.builtin.modules.transforms import Flip, PadCrop, RandomErasing, RandomPatch, Resize
 from reidcore.data import Loader, as_pixels, read_image, test_batches
 from reidcore.data.loader import split_batch, worker_count
 from reidcore.errors import DataError
@@ -28,6 +28,7 @@ test_batches.__test__ = False  # type: ignore[attr-defined]
 SIZE = (16, 12)
 CPU = torch.device("cpu")
 AUGMENT = [Resize(*SIZE), Flip(0.5), PadCrop(*SIZE, 3, 0), RandomErasing(0.5, (0.1, 0.3), (0.5, 2.0), "random")]
+MIXING = [*AUGMENT, RandomPatch(0.9, (0.1, 0.3), (0.5, 2.0)), RandomErasing(0.9, (0.1, 0.3), (0.5, 2.0), "random")]
 
 
 @frozen
@@ -273,20 +274,89 @@ def two_epochs() -> tuple[list[Batch], list[Batch]]:
     return list(loader.batches(0)), list(loader.batches(1))
 
 
+@pytest.fixture(scope="module")
+def two_mixed_epochs() -> tuple[list[Batch], list[Batch]]:
+    loader = make_loader(pipeline=MIXING)
+    return list(loader.batches(0)), list(loader.batches(1))
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_batches_do_not_depend_on_the_number_of_processes(
-    workers: int, two_epochs: tuple[list[Batch], list[Batch]]
+    workers: int, two_epochs: tuple[list[Batch], list[Batch]], two_mixed_epochs: tuple[list[Batch], list[Batch]]
 ) -> None:
-    loader = make_loader(workers=workers)
-    for number, expected in enumerate(two_epochs):
-        assert same(list(loader.batches(number)), expected)
+    for pipeline, epochs in ((AUGMENT, two_epochs), (MIXING, two_mixed_epochs)):
+        loader = make_loader(pipeline=pipeline, workers=workers)
+        for number, expected in enumerate(epochs):
+            assert same(list(loader.batches(number)), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_epoch_that_is_resumed_goes_on_as_it_would_have(
-    workers: int, two_epochs: tuple[list[Batch], list[Batch]]
+    workers: int, two_epochs: tuple[list[Batch], list[Batch]], two_mixed_epochs: tuple[list[Batch], list[Batch]]
 ) -> None:
-    assert same(list(make_loader(workers=workers).batches(1, skip=2)), two_epochs[1][2:])
+    for pipeline, epochs in ((AUGMENT, two_epochs), (MIXING, two_mixed_epochs)):
+        assert same(list(make_loader(pipeline=pipeline, workers=workers).batches(1, skip=2)), epochs[1][2:])
+
+
+class Mix:
+    """A mixing transform that notes what it is given, and turns the image into another one."""
+
+    resizes = False
+    mixes = True
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, list[Tensor]]] = []
+
+    def __call__(self, image: Tensor, others: Sequence[Tensor]) -> Tensor:
+        self.seen.append((image.clone(), [other.clone() for other in others]))
+        return others[0] if others else image
+
+
+def test_a_transform_that_mixes_gets_the_others_of_the_batch_as_they_were_before_it() -> None:
+    mix = Mix()
+    before = list(make_loader().batches(0))
+    after = list(make_loader(pipeline=[*AUGMENT, mix]).batches(0))
+    assert len(mix.seen) == sum(len(batch.labels) for batch in before)
+    for batch, mixed in zip(before, after, strict=True):
+        for place, image in enumerate(batch.images):
+            seen, others = mix.seen.pop(0)
+            expected = [other for number, other in enumerate(batch.images) if number != place]
+            assert torch.equal(seen, image)
+            assert torch.equal(torch.stack(others), torch.stack(expected))
+            assert torch.equal(mixed.images[place], expected[0])
+
+
+def test_a_batch_of_one_image_has_no_others() -> None:
+    mix = Mix()
+    list(make_loader([Sample(Drawing(0), identity=0)], p=1, k=1, pipeline=[*AUGMENT, mix]).batches(0))
+    assert [others for _, others in mix.seen] == [[]]
+
+
+def test_transforms_after_one_that_mixes_have_a_seed_of_their_own() -> None:
+    drawn: list[list[float]] = [[], [], []]
+
+    def note(stage: int) -> Callable[[Tensor], Tensor]:
+        return lambda image: drawn[stage].append(float(torch.rand(()))) or image
+
+    pipeline = [Resize(*SIZE), note(0), Mix(), note(1), Mix(), note(2)]
+    list(make_loader(pipeline=pipeline).batches(0))
+    assert len(set(drawn[0] + drawn[1] + drawn[2])) == 3 * len(drawn[0])
+    again = drawn.copy()
+    drawn[:] = [[], [], []]
+    list(make_loader(pipeline=pipeline, world=World(1, 2)).batches(0))  # the rest of each batch does not matter
+    for stage in range(3):
+        assert set(drawn[stage]) < set(again[stage])
+
+
+def test_the_seed_of_an_augmentation_is_that_of_older_versions() -> None:
+    # a change here changes the results of every experiment
+    (batch, *_) = make_loader(pipeline=[Resize(*SIZE), RandomErasing(1.0, (0.1, 0.3), (0.5, 2.0), "random")]).batches(0)
+    for position, (image, index) in enumerate(zip(batch.images, batch.indices.tolist(), strict=True)):
+        words = np.random.SeedSequence([0, 0, position]).generate_state(1, np.uint64)
+        with torch.random.fork_rng():
+            torch.manual_seed(int(words[0] >> 1))
+            resized = Resize(*SIZE)(read_image(Sample(Drawing(index))))
+            assert torch.equal(image, RandomErasing(1.0, (0.1, 0.3), (0.5, 2.0), "random")(resized))
 
 
 def test_an_epoch_that_was_left_in_the_middle_leaves_nothing_behind(
@@ -338,6 +408,12 @@ def batches_of(samples: list[Sample], workers: int, training: bool) -> Iterator[
     if training:
         return make_loader(samples, p=2, k=2, workers=workers).batches(0)
     return test_batches(samples, [Resize(*SIZE)], size=SIZE, batch=2, workers=workers, device=CPU)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_to_mix_with_is_one_clean_sentence_too(tmp_path: Path, workers: int) -> None:
+    found = loading_error(lambda: make_loader(damaged(tmp_path), p=2, k=2, pipeline=MIXING, workers=workers).batches(0))
+    assert found.startswith(f"cannot read the image {tmp_path / 'bad.jpg'}: ")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -413,9 +489,14 @@ def test_a_batch_is_divided_as_equally_as_whole_identities_allow(counts: list[in
     assert sum(numbers) == len(counts) and max(numbers) - min(numbers) <= 1
 
 
+def test_unlabelled_images_are_divided_one_by_one() -> None:
+    labels = np.array([-1, -1, -1, 4, 4, -1])
+    assert [split_batch(labels, World(rank, 2)).tolist() for rank in range(2)] == [[0, 1, 2], [3, 4, 5]]
+
+
 @pytest.mark.parametrize("rank", range(3))
 def test_fewer_identities_than_processes_is_an_error_in_each_of_them(rank: int) -> None:
-    with pytest.raises(DataError, match=r"a batch of 2 identities cannot be split over 3 processes; raise sampler\.id"):
+    with pytest.raises(DataError, match="of 2 identities cannot be split over 3 processes; let the sampler take"):
         list(make_loader(p=2, world=World(rank, 3)).batches(0))
 
 

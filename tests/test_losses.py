@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reidcore.builtin.modules.losses import CrossEntropy, Triplet, pairwise_distance
+from reidcore.builtin.modules.classification import CrossEntropy
+from reidcore.builtin.modules.pairs import Triplet, pairwise_distance
 from reidcore.types import Batch, Output, Step
 
 STEP = Step(number=0, epoch=0)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reidcore.builtin.modules.heads import ClassifierHead
-from reidcore.builtin.modules.pooling import GeneralizedMean, Pooling, average, maximum
+from reidcore.builtin import aggregators, heads
+from reidcore.builtin.modules.heads import ClassifierHead, ReductionHead
+from reidcore.builtin.modules.pooling import Attention, GeneralizedMean, Pooling, average, average_plus_maximum, maximum
 from reidcore.errors import ContractError
 from reidcore.types import MapShape
 
@@ -19,6 +20,34 @@ def slow_mean(x: Tensor, alpha: float) -> Tensor:
             values = [max(value, 1e-6) for row in x[b, c].double().tolist() for value in row]
             result[b, c] = (sum(value**alpha for value in values) / len(values)) ** (1 / alpha)
     return result
+
+
+def slow_attention(x: Tensor, score: Tensor) -> Tensor:
+    """(B, C, H, W) and (C, C) scores -> equation 4, with |X_c * W_c| as the sum of the weights."""
+    result = torch.zeros(x.shape[:2], dtype=x.dtype)
+    for b in range(x.shape[0]):
+        positions = x[b].flatten(1).T.tolist()
+        for c, row in enumerate(score.tolist()):
+            weights = [
+                math.exp(sum(s * value for s, value in zip(row, position, strict=True))) for position in positions
+            ]
+            result[b, c] = sum(w * position[c] for w, position in zip(weights, positions, strict=True)) / sum(weights)
+    return result
+
+
+class Maps:
+    """A backbone as far as an aggregator's config looks at it."""
+
+    def __init__(self, **shapes: MapShape) -> None:
+        self.shapes = shapes
+
+
+POOLS = [
+    config
+    for config in vars(aggregators).values()
+    if isinstance(config, type) and aggregators._OfMap in config.__mro__[1:]
+]
+HEADS = [heads.Linear, heads.BNNeck, heads.Reduction]
 
 
 @pytest.fixture
@@ -53,27 +82,13 @@ def test_generalized_mean_with_a_large_exponent_is_the_maximum(maps: Tensor) -> 
     torch.testing.assert_close(GeneralizedMean(1e4)(maps * 30), maximum(maps * 30), rtol=1e-3, atol=0)
 
 
-def test_negative_values_count_as_almost_0() -> None:
-    x = torch.tensor([[[[-5.0, 2.0]]]])
-    assert GeneralizedMean(2.0)(x).item() == pytest.approx(math.sqrt(2))
-
-
-def test_gradients_of_the_generalized_mean_equal_finite_differences(maps: Tensor) -> None:
-    pool = GeneralizedMean(3.0)
-    maps.requires_grad_(True)
-    pool(maps).sum().backward()
-    h = 1e-5
-    up, down = (slow_mean(maps.detach(), 3 + step).sum().item() for step in (h, -h))
-    assert pool.alpha.grad is not None and maps.grad is not None
-    assert pool.alpha.grad.item() == pytest.approx((up - down) / (2 * h), rel=1e-4)
-    moved = maps.detach().double()
-    for place in [(0, 0, 0, 0), (1, 2, 3, 4), tuple((moved == moved.max()).nonzero()[0].tolist())]:
-        ends = []
-        for step in (h, -h):
-            shifted = moved.clone()
-            shifted[place] += step
-            ends.append(slow_mean(shifted, 3.0).sum().item())
-        assert maps.grad[place].item() == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-3)
+@pytest.mark.parametrize("alpha", [0.5, 3.0])
+def test_gradients_of_the_generalized_mean_equal_finite_differences(maps: Tensor, alpha: float) -> None:
+    pool = GeneralizedMean(alpha).double()
+    x = maps.double().requires_grad_(True)
+    assert torch.autograd.gradcheck(
+        lambda x, alpha: torch.func.functional_call(pool, {"alpha": alpha}, x), (x, pool.alpha)
+    )
 
 
 def test_a_fixed_exponent_does_not_learn() -> None:
@@ -109,15 +124,112 @@ def test_a_pooling_publishes_its_map_and_its_view(maps: Tensor) -> None:
     torch.testing.assert_close(pooling({"stage3": maps, "other": maps * 2}).vectors["global"], maps.mean((2, 3)))
 
 
+def test_average_and_maximum_are_added() -> None:
+    assert average_plus_maximum(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])).tolist() == [[9.0]]
+
+
+def test_attention_of_a_hand_case() -> None:
+    # scores ln 3 · (0, 1): weights 1/4 and 3/4 of the values 4 and 8
+    pool = Attention(2)
+    pool.score.weight.data = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]).reshape(2, 2, 1, 1)
+    x = torch.tensor([[[[4.0, 8.0]], [[0.0, 1.0]]]])
+    torch.testing.assert_close(pool(x), torch.tensor([[7.0, 0.5]]))
+
+
+def test_attention_equals_a_loop(maps: Tensor) -> None:
+    pool = Attention(3).double()
+    nn.init.normal_(pool.score.weight, generator=torch.Generator().manual_seed(1))
+    x = maps.double() - 2
+    torch.testing.assert_close(pool(x), slow_attention(x, pool.score.weight.flatten(1)))
+
+
+def test_attention_starts_as_the_average_and_learns(maps: Tensor) -> None:
+    pool = Attention(3)
+    pooled = pool(maps)
+    torch.testing.assert_close(pooled, average(maps))
+    pooled.sum().backward()
+    assert pool.score.weight.grad is not None and pool.score.weight.grad.abs().min() > 0
+
+
+def test_gradients_of_attention_equal_finite_differences(maps: Tensor) -> None:
+    pool = Attention(3).double()
+    weight = torch.randn(
+        3, 3, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True
+    )
+    x = maps.double().requires_grad_(True)
+    assert torch.autograd.gradcheck(
+        lambda x, weight: torch.func.functional_call(pool, {"score.weight": weight}, x), (x, weight)
+    )
+
+
+def test_weights_of_attention_are_exact_in_bfloat16() -> None:
+    # 512 equal weights: rounded to 16 bits before they are added, their sum would stop growing at 1/2
+    x = torch.full((1, 2, 32, 16), 3.0, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = Attention(2)(x)
+    torch.testing.assert_close(pooled, torch.full((1, 2), 3.0))
+
+
+@pytest.mark.parametrize("config", POOLS)
+def test_a_pooling_takes_the_last_map_or_the_one_it_is_told(config: type) -> None:
+    backbone = Maps(stage3=MapShape(2, 1, 1), stage4=MapShape(3, 1, 1))
+    assert config().build(backbone).needs == ("stage4",)
+    chosen = config(source="stage3").build(backbone)
+    assert (chosen.needs, chosen.views) == (("stage3",), {"global": 2})
+    with pytest.raises(KeyError, match="stage5"):
+        config(source="stage5").build(backbone)
+
+
+@pytest.mark.parametrize("config", POOLS)
+def test_a_pooling_of_one_position_is_its_value(config: type) -> None:
+    x = torch.rand(1, 3, 1, 1) + 0.1
+    pooled = config().build(Maps(token=MapShape(3, 1, 1)))({"token": x}).vectors["global"]
+    torch.testing.assert_close(pooled, x.flatten(1) * (2 if config is aggregators.AverageMax else 1))
+
+
+@pytest.mark.parametrize("config", POOLS)
+def test_a_pooling_exports_for_any_batch(config: type) -> None:
+    side = 1 if config is aggregators.Identity else 4
+
+    class Vector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pooling = config().build(Maps(stage4=MapShape(3, side, side)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            vector: Tensor = self.pooling({"stage4": x}).vectors["global"]
+            return vector
+
+    model, x = Vector().eval(), torch.rand(5, 3, side, side)
+    program = torch.export.export(model, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
 def test_a_signed_map_is_refused_by_the_generalized_mean_only() -> None:
-    signed = MapShape(3, 4, 5, signed=True)
-    Pooling("tokens", signed, maximum)
-    with pytest.raises(ContractError, match="map 'tokens' may be negative"):
-        Pooling("tokens", signed, GeneralizedMean(), positive=True)
+    backbone = Maps(token=MapShape(3, 1, 1, signed=True))
+    for config in POOLS:
+        if config is aggregators.GeneralizedMean:
+            with pytest.raises(ContractError, match=r"map 'token' may be negative.* write signed = \"rectify\""):
+                config().build(backbone)
+        else:
+            config().build(backbone)
+
+
+def test_a_signed_map_is_rectified_on_request() -> None:
+    pooling = aggregators.GeneralizedMean(alpha=2.0, signed="rectify").build(
+        Maps(patches=MapShape(1, 1, 2, signed=True))
+    )
+    pooled = pooling({"patches": torch.tensor([[[[-5.0, 2.0]]]])}).vectors["global"]
+    assert pooled.item() == pytest.approx(math.sqrt(2))  # of 0² and 2²
+
+
+def test_identity_refuses_a_map_of_several_positions() -> None:
+    with pytest.raises(ContractError, match="map 'stage4' has 8x4 positions, and 'identity' takes one; choose 'avg'"):
+        aggregators.Identity().build(Maps(stage4=MapShape(3, 8, 4)))
 
 
 def test_the_exponent_is_a_parameter_of_the_pooling() -> None:
-    pooling = Pooling("stage4", MapShape(3, 4, 5), GeneralizedMean(), positive=True)
+    pooling = Pooling("stage4", MapShape(3, 4, 5), GeneralizedMean())
     assert [name for name, _ in pooling.named_parameters()] == ["pool.alpha"]
 
 
@@ -216,3 +328,132 @@ def test_retrieval_compares_what_the_head_says() -> None:
         out = ClassifierHead(3, 2, neck=True, embed=embed)(x)
         assert torch.equal(out.embedding, getattr(out, embed))
     assert not torch.equal(out.before, out.after)
+
+
+def test_a_bnneck_equals_equation_5() -> None:
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    head = ClassifierHead(3, 0, neck=True)
+    nn.init.uniform_(head.norm.weight)
+    after = head(x).after
+    for c, scale in enumerate(head.norm.weight.tolist()):
+        values = x[:, c].tolist()
+        mu = sum(values) / 6
+        variance = sum((value - mu) ** 2 for value in values) / 6
+        for i, value in enumerate(values):
+            assert after[i, c].item() == pytest.approx(scale * (value - mu) / math.sqrt(variance + 1e-5), abs=1e-5)
+
+
+def test_cosine_logits_are_cosines_whatever_the_lengths() -> None:
+    head = ClassifierHead(2, 3, neck=False, logits="cosine")
+    head.resize(3, torch.tensor([[5.0, 0.0], [0.0, -0.1], [2.0, 2.0]]))
+    logits = head(torch.tensor([[3.0, 4.0], [-7.0, 0.0]])).logits
+    expected = torch.tensor([[0.6, -0.8, 1.4 / math.sqrt(2)], [-1.0, 0.0, -1 / math.sqrt(2)]])
+    torch.testing.assert_close(logits, expected)
+    assert head.logits == "cosine"
+
+
+def test_cosines_of_a_bnneck_are_those_of_what_is_after_the_norm() -> None:
+    head = ClassifierHead(3, 5, neck=True, logits="cosine")
+    out = head(torch.randn(4, 3) + 5)
+    for i in range(4):
+        for k in range(5):
+            cosine = nn.functional.cosine_similarity(out.after[i], head.classifier.weight[k], dim=0)
+            torch.testing.assert_close(out.logits[i, k], cosine)
+
+
+def test_cosine_logits_stay_float32_under_autocast() -> None:
+    head, x = ClassifierHead(64, 9, neck=True, logits="cosine").eval(), torch.randn(4, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(x).logits
+    torch.testing.assert_close(logits, head(x).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", HEADS)
+def test_a_head_says_which_logits_it_gives(config: type) -> None:
+    assert config().build(4, 2).logits == "linear"
+    assert config(classifier="cosine").build(4, 2).logits == "cosine"
+
+
+@pytest.mark.parametrize("classifier", ["linear", "cosine"])
+@pytest.mark.parametrize("config", HEADS)
+def test_gradients_of_a_head_equal_finite_differences(config: type, classifier: str) -> None:
+    torch.manual_seed(0)
+    head = config(classifier=classifier, **({"dim": 2, "dropout": 0.0} if config is heads.Reduction else {}))
+    head = head.build(3, 4).double()
+    names = [name for name, parameter in head.named_parameters() if parameter.requires_grad]
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+
+    def logits(x: Tensor, *parameters: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(head, dict(zip(names, parameters, strict=True)), x).logits
+        return result
+
+    assert torch.autograd.gradcheck(logits, (x, *(head.get_parameter(name) for name in names)))
+
+
+@pytest.mark.parametrize("classifier", ["linear", "cosine"])
+@pytest.mark.parametrize("config", HEADS)
+def test_a_head_evaluates_one_image_in_bfloat16_as_among_others(config: type, classifier: str) -> None:
+    head, x = config(classifier=classifier).build(16, 7).eval(), torch.randn(3, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        one, all_ = head(x[:1].bfloat16()), head(x.bfloat16())
+    assert one.logits.shape == (1, 7) and one.embedding.shape == (1, head.dim)
+    for name in ("before", "after", "logits", "embedding"):
+        torch.testing.assert_close(getattr(one, name), getattr(all_, name)[:1], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("config", HEADS)
+def test_a_head_builds_on_the_meta_device(config: type) -> None:
+    with torch.device("meta"):
+        head = config(classifier="cosine").build(16, 7)
+    assert all(parameter.is_meta for parameter in head.parameters())
+    assert head.classifier.weight.shape == (7, head.dim)
+
+
+def test_a_reduction_equals_its_layers_one_by_one() -> None:
+    # dim 2 -> 1: hidden (1, -1) and (3, -5) of two images are normed to (-1, 1) and (1, -1), rectified, added up
+    head = ReductionHead(2, 3, dim=1, dropout=0.0)
+    head.reduction[0].weight.data = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+    head.reduction[4].weight.data = torch.tensor([[2.0, 3.0]])
+    head.resize(3, torch.tensor([[1.0], [0.5], [-1.0]]))
+    out = head(torch.tensor([[1.0, 1.0], [3.0, 5.0]]))
+    expected = torch.tensor([[3.0], [2.0]])
+    for vector in (out.before, out.after, out.embedding):
+        torch.testing.assert_close(vector, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(out.logits, expected * torch.tensor([[1.0, 0.5, -1.0]]), rtol=1e-4, atol=0)
+
+
+def test_a_reduction_drops_in_training_only() -> None:
+    head, x = heads.Reduction(dim=8).build(64, 0), torch.randn(16, 64)
+    hidden = head.reduction[:3](x)
+    dropped = head.reduction[3](hidden)
+    assert (dropped[hidden > 0] == 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    head.eval()
+    assert torch.equal(head(x).embedding, head(x).embedding)
+
+
+def test_a_reduction_reduces_to_512_numbers() -> None:
+    head = heads.Reduction().build(2048, 3)
+    assert head.dim == 512
+    assert head.eval()(torch.randn(1, 2048)).embedding.shape == (1, 512)
+
+
+def test_layers_of_a_reduction_start_as_published() -> None:
+    torch.manual_seed(0)
+    head = heads.Reduction(dim=64).build(256, 3)
+    assert head.reduction[0].weight.std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.03)
+    assert head.reduction[4].weight.std().item() == pytest.approx(math.sqrt(2 / 64), rel=0.03)
+    assert head.reduction[1].weight.eq(1).all() and not head.reduction[1].bias.any()
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (5, 1), (5,), (4, 3)])
+def test_rows_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    head = ClassifierHead(3, 2, neck=False)
+    with pytest.raises(ContractError, match=r"found classifier rows of shape .*; expected \(5, 3\), one row a class"):
+        head.resize(5, torch.zeros(shape))
+    assert head.classifier.weight.shape == (2, 3)  # as it was
+
+
+def test_resizing_keeps_the_type() -> None:
+    head = ClassifierHead(3, 5, neck=True).double()
+    head.resize(7)
+    assert head(torch.randn(2, 3).double()).logits.dtype == torch.float64

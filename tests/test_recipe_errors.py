@@ -62,8 +62,8 @@ ONE_MISTAKE = {
         "7: loss.0.wieght: unknown key; did you mean 'weight'?",
     ),
     "a component without options": (
-        '[head]\nname = "linear"\nq = 1',
-        "7: head.q: unknown key; expected no options",
+        '[task]\nname = "train"\nq = 1',
+        "7: task.q: unknown key; expected no options",
     ),
     "an unknown name suggests the nearest": (
         '[backbone]\nname = "resnet5O"',
@@ -83,7 +83,8 @@ ONE_MISTAKE = {
     ),
     "a missing name": (
         "[[loss]]\nweight = 1.0",
-        "5: loss.0: the key 'name' is missing; it chooses a loss: cross-entropy, triplet",
+        "5: loss.0: the key 'name' is missing; it chooses a loss: arcface, center, circle, cosface, "
+        "cross-entropy, focal, pair-circle, pair-cosface, triplet",
     ),
     "a name that is no text": ("[head]\nname = 3", "6: head.name: found 3; expected the name of a head"),
     "a value where a component belongs": (

@@ -1,58 +1,60 @@
-"""ResNet against torchvision's, and where its weights come from."""
+"""ResNet and ResNeXt against torchvision's, and with what is added to them."""
 
-import http.client
-import pickle
-import urllib.error
-from collections.abc import Callable
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
+from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import ResNet as Reference
 
-from reidcore.builtin.backbones import _RESNETS as backbones
-from reidcore.builtin.backbones import reidcore_backbones
-from reidcore.builtin.modules.resnet import STAGES, ResNet, load_weights
-from reidcore.errors import ReidError
+from reidcore.builtin.backbones import _IMAGENET, reidcore_backbones
+from reidcore.builtin.modules.blocks import InstanceBatchNorm, NonLocal
+from reidcore.builtin.modules.resnet import ResNet
+from reidcore.errors import ContractError, ReidError
 
-REFERENCES: dict[int, Callable[[], nn.Module]] = {
-    18: torchvision.models.resnet18,
-    50: torchvision.models.resnet50,
-}
-
-
-@pytest.fixture(scope="module")
-def weights18() -> dict[str, Tensor]:
-    torch.manual_seed(18)
-    return randomized(torchvision.models.resnet18()).state_dict()
+CONFIGS = {component.name: component.config for component in reidcore_backbones() if component.name.startswith("resne")}
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+EVERYTHING: dict[str, Any] = {"ibn": "a", "se": True, "non_local": [0, 1, 2, 1]}
 
 
-@pytest.fixture
-def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which torch keeps downloaded weights: empty, and on a machine without a network."""
-
-    def no_network(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch home"))
-    monkeypatch.setattr(torch.hub, "urlopen", no_network)
-    return tmp_path / "torch home" / "hub" / "checkpoints"
+def build(name: str, height: int, width: int, **options: Any) -> ResNet:
+    return CONFIGS[name](weights="none", **options).build(height, width)
 
 
-def randomized(model: nn.Module) -> nn.Module:
+def reference(name: str) -> nn.Module:
+    """torchvision's network of this name, or made of its parts."""
+    if name == "resnext101-32x4d":
+        return Reference(Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4)
+    return torchvision.models.get_model(name.replace("-", "_"))
+
+
+def randomized(model: nn.Module) -> Any:
     """Give the norm layers statistics and weights that an untrained network does not have."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm2d, nn.InstanceNorm2d)):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
-                nn.init.uniform_(tensor, 0.5, 1.0)  # type: ignore[arg-type]
+                if tensor is not None:
+                    nn.init.uniform_(tensor, 0.5, 1.0)
     return model
 
 
-def reference_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def calibrated(backbone: ResNet, images: Tensor) -> ResNet:
+    """Give the batch norms other weights, and the statistics of `images`, so that no map overflows."""
+    randomized(backbone)
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        backbone.train()(images, ["stage4"])
+    return backbone.eval()
+
+
+def reference_maps(model: Any, images: Tensor) -> dict[str, Tensor]:
     x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
     maps = {}
     for number in (1, 2, 3, 4):
@@ -61,272 +63,343 @@ def reference_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return maps
 
 
-def message(weights: Path | str, name: str = "resnet18", depth: int = 18) -> str:
-    with pytest.raises(ReidError) as caught:
-        load_weights(ResNet(depth, 32, 32), name, str(weights))
-    return str(caught.value)
+def without_fc(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value for key, value in model.state_dict().items() if not key.startswith("fc.")}
 
 
-@pytest.mark.parametrize("depth", REFERENCES)
-def test_maps_equal_torchvisions_for_the_same_state_dict(depth: int) -> None:
-    torch.manual_seed(depth)
-    reference = randomized(REFERENCES[depth]()).eval()
-    ours = ResNet(depth, 48, 32, last_stride=2).eval()
-    state = {key: value for key, value in reference.state_dict().items() if not key.startswith("fc.")}
-    ours.load_state_dict(state, strict=True)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50-32x4d"])
+@torch.no_grad()
+def test_maps_equal_torchvisions_for_the_same_state_dict(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = randomized(reference(name)).eval()
+    ours = build(name, 48, 32, last_stride=2).eval()
+    ours.load_state_dict(without_fc(theirs), strict=True)
     images = torch.randn(2, 3, 48, 32)
-    with torch.no_grad():
-        maps, expected = ours(images, STAGES), reference_maps(reference, images)
+    maps, expected = ours(images, STAGES), reference_maps(theirs, images)
     for stage in STAGES:
-        torch.testing.assert_close(maps[stage], expected[stage])
+        assert torch.equal(maps[stage], expected[stage])
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_network_has_torchvisions_parameters(name: str) -> None:
+    with torch.device("meta"):
+        ours, theirs = build(name, 64, 32).state_dict(), without_fc(reference(name))
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+
+
+@pytest.mark.parametrize("size", [(64, 32), (63, 37)])
+@torch.no_grad()
+def test_the_stems_pooling_may_round_up_without_padding(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    theirs = randomized(reference("resnet18")).eval()
+    theirs.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+    ours = build("resnet18", *size, last_stride=2, stem_pool="ceil").eval()
+    ours.load_state_dict(without_fc(theirs))
+    images = torch.randn(1, 3, *size)
+    assert torch.equal(ours(images, ["stage4"])["stage4"], reference_maps(theirs, images)["stage4"])
+
+
+@torch.no_grad()
 def test_the_last_stride_changes_only_the_step_of_the_last_stage() -> None:
     torch.manual_seed(0)
-    coarse, fine = ResNet(18, 64, 32, last_stride=2).eval(), ResNet(18, 64, 32, last_stride=1).eval()
+    coarse, fine = (build("resnet18", 64, 32, last_stride=stride).eval() for stride in (2, 1))
     fine.load_state_dict(coarse.state_dict())
     images = torch.randn(1, 3, 64, 32)
-    with torch.no_grad():
-        a, b = coarse(images, STAGES), fine(images, STAGES)
+    a, b = coarse(images, STAGES), fine(images, STAGES)
     assert torch.equal(a["stage3"], b["stage3"])
     assert (a["stage4"].shape[2:], b["stage4"].shape[2:]) == ((2, 1), (4, 2))
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("stem_stride", [2, 4])
+@pytest.mark.parametrize("stem_pool", ["pad1", "ceil"])
 @pytest.mark.parametrize("last_stride", [1, 2])
-@pytest.mark.parametrize(("height", "width"), [(33, 17), (63, 50), (1, 2)])
+@pytest.mark.parametrize(("height", "width"), [(33, 17), (63, 50), (5, 6)])
+@torch.no_grad()
 def test_declared_shapes_are_the_real_ones(
-    depth: int, last_stride: int, stem_stride: int, height: int, width: int
+    name: str, stem_stride: Any, stem_pool: Any, last_stride: Any, height: int, width: int
 ) -> None:
-    backbone = ResNet(depth, height, width, last_stride, stem_stride=stem_stride).eval()
-    with torch.no_grad():
-        maps = backbone(torch.randn(1, 3, height, width), STAGES)
-    assert list(backbone.shapes) == list(STAGES)
+    backbone = build(
+        name, height, width, base=16, stem_stride=stem_stride, stem_pool=stem_pool, last_stride=last_stride
+    )
+    assert list(backbone.shapes) == ["stage1", "stage2", "stage3.0", "stage3", "stage4"]
+    maps = backbone.eval()(torch.randn(1, 3, height, width), list(backbone.shapes))
     for stage, shape in backbone.shapes.items():
         assert maps[stage].shape == (1, shape.channels, shape.height, shape.width)
         assert not shape.signed and maps[stage].min() >= 0
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
-def test_every_depth_has_torchvisions_parameters(depth: int) -> None:
-    (config,) = [item.config for item in reidcore_backbones() if item.name == f"resnet{depth}"]
-    with torch.device("meta"):
-        ours = config(weights="none").build(64, 32).state_dict()
-        theirs = torchvision.models.get_model(f"resnet{depth}").state_dict()
-    assert {key: value.shape for key, value in ours.items()} == {
-        key: value.shape for key, value in theirs.items() if not key.startswith("fc.")
-    }
-
-
 @pytest.mark.parametrize(
     ("want", "computed"),
-    [(("stage1",), 1), (("stage2",), 2), (("stage3", "stage1"), 3), (("stage4",), 4), ((), 0)],
+    [
+        (("stage1",), ["layer1.0", "layer1.1"]),
+        (("stage2", "stage1"), ["layer1.0", "layer1.1", "layer2.0", "layer2.1"]),
+        (("stage3.0",), ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0"]),
+        ((), []),
+    ],
 )
-def test_only_what_is_wanted_is_computed(want: tuple[str, ...], computed: int) -> None:
-    backbone = ResNet(18, 32, 32).eval()
-    ran = []
-    for number in (1, 2, 3, 4):
-        getattr(backbone, f"layer{number}").register_forward_hook(lambda *_, number=number: ran.append(number))
-    with torch.no_grad():
-        maps = backbone(torch.randn(1, 3, 32, 32), want)
-    assert set(maps) == set(want)
-    assert ran == list(range(1, computed + 1))
+@torch.no_grad()
+def test_only_what_is_wanted_is_computed(want: tuple[str, ...], computed: list[str]) -> None:
+    backbone = build("resnet18", 32, 32).eval()
+    ran: list[str] = []
+    for name, module in backbone.named_modules():
+        if name.startswith("layer") and name.count(".") == 1:
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    assert set(backbone(torch.randn(1, 3, 32, 32), want)) == set(want)
+    assert ran == computed
 
 
-def test_the_tail_continues_where_the_map_ends() -> None:
-    backbone = ResNet(18, 32, 32).eval()
-    with torch.no_grad():
-        maps = backbone(torch.randn(1, 3, 32, 32), STAGES)
-        for stage in STAGES:
-            torch.testing.assert_close(backbone.tail(stage).eval()(maps[stage]), maps["stage4"])
+@pytest.mark.parametrize("options", [{}, EVERYTHING, {"ibn": "b"}], ids=["plain", "everything", "ibn b"])
+@torch.no_grad()
+def test_the_tail_continues_where_the_map_ends(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    backbone = calibrated(build("resnet18", 32, 32, **options), images)
+    maps = backbone(images, list(backbone.shapes))
+    assert maps["stage4"].isfinite().all()
+    for stage in backbone.shapes:
+        assert torch.equal(backbone.tail(stage)(maps[stage]), maps["stage4"])
 
 
 def test_the_tail_is_a_copy() -> None:
-    backbone = ResNet(18, 32, 32)
+    backbone = build("resnet18", 32, 32, **EVERYTHING)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     tail = backbone.tail("stage3")
-    with torch.no_grad():
-        for parameter in tail.parameters():
-            parameter.zero_()
-    tail(torch.randn(2, 256, 2, 2))  # moves the statistics of its norm layers
+    for parameter in tail.parameters():
+        nn.init.constant_(parameter, 7)
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
-def test_weights_none_leaves_the_random_ones() -> None:
-    resnet = ResNet(18, 32, 32)
-    before = resnet.conv1.weight.clone()
-    load_weights(resnet, "resnet18", "none")
-    assert torch.equal(resnet.conv1.weight, before)
+def test_the_only_strides_after_the_first_block_of_stage_3_are_the_last_stages() -> None:
+    for last_stride, strided in ((1, 0), (2, 2)):
+        tail = build("resnet50", 64, 32, last_stride=last_stride).tail("stage3.0")
+        strides = [module.stride for module in tail.modules() if isinstance(module, nn.Conv2d)]
+        assert strides.count((2, 2)) == strided and len(tail) == 8
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_file_of_weights_is_loaded(weights18: dict[str, Tensor], tmp_path: Path, suffix: str) -> None:
-    file = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
-        torch.save(weights18, file)
+def released_keys(name: str, ibn: str) -> set[str]:
+    """The names in IBN-Net's files, from torchvision's."""
+    blocks = (2, 2, 2, 2) if name == "resnet18" else (3, 4, 23, 3)
+    keys = set(without_fc(reference(name)))
+    if ibn == "a":
+        for number in (1, 2, 3):
+            for index in range(blocks[number - 1]):
+                prefix = f"layer{number}.{index}.bn1."
+                mine = {key for key in keys if key.startswith(prefix)}
+                keys -= mine
+                keys |= {key.replace(prefix, f"{prefix}BN.") for key in mine}
+                keys |= {f"{prefix}IN.weight", f"{prefix}IN.bias"}
     else:
-        save_file(weights18, file)
-    resnet = ResNet(18, 32, 32)
-    load_weights(resnet, "resnet18", str(file))
-    for key, value in resnet.state_dict().items():
-        assert torch.equal(value, weights18[key]), key
+        keys -= {"bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked"}
+        for number in (1, 2):
+            keys |= {f"layer{number}.{blocks[number - 1] - 1}.IN.{part}" for part in ("weight", "bias")}
+    return keys
 
 
-def test_a_file_without_batch_counts_is_loaded(weights18: dict[str, Tensor], tmp_path: Path) -> None:
-    torch.save({k: v for k, v in weights18.items() if "num_batches_tracked" not in k}, tmp_path / "old.pth")
-    resnet = ResNet(18, 32, 32)
-    load_weights(resnet, "resnet18", str(tmp_path / "old.pth"))
-    assert torch.equal(resnet.layer4[1].conv2.weight, weights18["layer4.1.conv2.weight"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet101", "resnext101-32x4d"])
+@pytest.mark.parametrize("ibn", ["a", "b"])
+def test_instance_norms_are_where_and_called_as_in_the_released_networks(name: str, ibn: Any) -> None:
+    with torch.device("meta"):
+        assert set(build(name, 64, 32, ibn=ibn).state_dict()) == released_keys(name, ibn)
 
 
-def test_a_file_of_another_network_says_what_does_not_fit(weights18: dict[str, Tensor], tmp_path: Path) -> None:
-    file = tmp_path / "r18.pth"
-    torch.save(weights18, file)
-    found = message(file, "resnet50", 50)
-    assert found.startswith(f"backbone.weights: {file} does not fit resnet50: it lacks layer1.0.conv3.weight, ")
-    assert found.endswith(" more") and "\n" not in found
+def test_squeeze_excitation_is_called_as_in_the_released_network() -> None:
+    with torch.device("meta"):
+        plain, se = (build("resnet101", 64, 32, ibn="a", se=se).state_dict() for se in (False, True))
+    added = {key: tuple(value.shape) for key, value in se.items() if key not in plain}
+    assert len(added) == 2 * 33
+    assert added["layer1.0.se.fc.0.weight"] == (16, 256) and added["layer1.0.se.fc.2.weight"] == (256, 16)
+    assert added["layer4.2.se.fc.0.weight"] == (128, 2048)
 
 
-def test_a_file_with_another_shape_says_which(weights18: dict[str, Tensor], tmp_path: Path) -> None:
-    file = tmp_path / "grey.pth"
-    torch.save(weights18 | {"conv1.weight": torch.zeros(64, 1, 7, 7)}, file)
-    assert message(file) == f"backbone.weights: {file} does not fit resnet18: it has another shape of conv1.weight"
+@torch.no_grad()
+def test_a_block_excites_its_branch_and_norms_the_sum() -> None:
+    torch.manual_seed(0)
+    backbone = randomized(build("resnet50", 32, 32, ibn="b", se=True)).eval()
+    block, x = backbone.layer2[3], torch.randn(2, 512, 4, 4)
+    branch = block.bn1(block.conv1(x)).relu()
+    branch = block.bn3(block.conv3(block.bn2(block.conv2(branch)).relu()))
+    scale = torch.sigmoid(block.se.fc[2](block.se.fc[0](branch.mean((2, 3))).relu()))
+    total = x + branch * scale[:, :, None, None]
+    unit = (total - total.mean((2, 3), keepdim=True)) / (total.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = (unit * block.IN.weight[:, None, None] + block.IN.bias[:, None, None]).relu()
+    torch.testing.assert_close(block(x), expected)
 
 
-def test_a_file_that_does_not_fit_changes_nothing(weights18: dict[str, Tensor], tmp_path: Path) -> None:
-    torch.save(weights18 | {"conv1.bias": torch.zeros(64)}, tmp_path / "more.pth")
-    resnet = ResNet(18, 32, 32)
-    before = resnet.conv1.weight.clone()
-    with pytest.raises(ReidError, match=r"it has conv1\.bias$"):
-        load_weights(resnet, "resnet18", str(tmp_path / "more.pth"))
-    assert torch.equal(resnet.conv1.weight, before)
+@torch.no_grad()
+def test_ibn_a_replaces_the_first_norm_of_the_blocks_of_three_stages() -> None:
+    torch.manual_seed(0)
+    theirs, ours = reference("resnet18"), build("resnet18", 64, 32, last_stride=2, ibn="a")
+    for number in (1, 2, 3):
+        for block in getattr(theirs, f"layer{number}"):
+            block.bn1 = InstanceBatchNorm(block.bn1.num_features)
+    randomized(theirs).eval()
+    ours.load_state_dict(without_fc(theirs))
+    images = torch.randn(2, 3, 64, 32)
+    assert torch.equal(ours.eval()(images, ["stage4"])["stage4"], reference_maps(theirs, images)["stage4"])
 
 
-def test_a_missing_file_says_what_may_stand_there(tmp_path: Path) -> None:
-    assert message(tmp_path / "no.pth") == (
-        f"backbone.weights: found '{tmp_path / 'no.pth'}', which is no file; expected 'imagenet', 'none' or a file"
+def test_instance_norms_refuse_maps_of_one_position() -> None:
+    message = (
+        "backbone.ibn: found maps of a single position in stage 3 for images of 16x16; "
+        'instance norms expect more: take larger images, or write ibn = "none"'
     )
+    with pytest.raises(ContractError) as caught:
+        build("resnet18", 16, 16, ibn="a")
+    assert str(caught.value) == message
+    build("resnet18", 16, 16, ibn="b")(torch.randn(2, 3, 16, 16), ["stage4"])
+    build("resnet18", 17, 16, ibn="a")(torch.randn(2, 3, 17, 16), ["stage4"])
 
 
-def test_a_missing_file_is_found_on_the_meta_device_too(tmp_path: Path) -> None:
-    with torch.device("meta"), pytest.raises(ReidError, match="which is no file"):
-        load_weights(ResNet(18, 32, 32), "resnet18", str(tmp_path / "no.pth"))
+@torch.no_grad()
+def test_non_local_blocks_follow_the_last_blocks_of_their_stage() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 64, 32)
+    backbone = calibrated(build("resnet50", 64, 32, non_local=[0, 2, 3, 0]), images)
+    assert [len(getattr(backbone, f"NL_{number}")) for number in (1, 2, 3, 4)] == [0, 2, 3, 0]
+    x = backbone.maxpool(backbone.relu(backbone.bn1(backbone.conv1(images))))
+    x = backbone.layer1(x)
+    x = backbone.layer2[1](backbone.layer2[0](x))
+    x = backbone.NL_2[0](backbone.layer2[2](x))
+    x = backbone.NL_2[1](backbone.layer2[3](x))
+    stage2 = x
+    x = backbone.layer3[2](backbone.layer3[1](backbone.layer3[0](x)))
+    for index in range(3):
+        x = backbone.NL_3[index](backbone.layer3[3 + index](x))
+    maps = backbone(images, ["stage2", "stage3", "stage4"])
+    assert torch.equal(maps["stage2"], stage2) and torch.equal(maps["stage3"], x)
+    assert torch.equal(maps["stage4"], backbone.layer4(x))
 
 
-@pytest.mark.parametrize("state", [[1, 2], {"a": 1}, {1: torch.zeros(1)}, {"state_dict": {"a": torch.zeros(1)}}])
-def test_a_file_that_is_no_state_dict_is_refused(state: object, tmp_path: Path) -> None:
-    torch.save(state, tmp_path / "odd.pth")
-    assert message(tmp_path / "odd.pth").endswith("odd.pth is not a state dict: a dict of names and tensors")
+def test_non_local_blocks_take_half_of_the_channels_unless_told() -> None:
+    for channels, inner in ((None, 512), (1, 1)):
+        with torch.device("meta"):
+            block = build("resnet50", 64, 32, non_local=[0, 0, 1, 0], non_local_channels=channels).NL_3[0]
+        assert isinstance(block, NonLocal)
+        assert {key: tuple(value.shape) for key, value in block.named_parameters()} == {
+            **{f"{part}.weight": (inner, 1024, 1, 1) for part in ("g", "theta", "phi")},
+            **{f"{part}.bias": (inner,) for part in ("g", "theta", "phi")},
+            "W.0.weight": (1024, inner, 1, 1),
+            **{key: (1024,) for key in ("W.0.bias", "W.1.weight", "W.1.bias")},
+        }
 
 
-class Evil:
-    """Unpickled, it would write a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.write_text, (self.target, "owned")
-
-
-@pytest.mark.parametrize("save", [torch.save, lambda value, file: file.write_bytes(pickle.dumps(value, protocol=2))])
-def test_code_in_a_file_is_not_executed(save: Callable[[object, Path], object], tmp_path: Path) -> None:
-    save({"conv1.weight": Evil(tmp_path / "owned")}, tmp_path / "evil.pth")
-    found = message(tmp_path / "evil.pth")
-    assert "holds more than tensors (UnpicklingError)" in found and "\n" not in found
-    assert not (tmp_path / "owned").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"version https://git-lfs.github.com/spec/v1\n"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_damaged_file_is_named(content: bytes, suffix: str, tmp_path: Path) -> None:
-    file = tmp_path / f"bad{suffix}"
-    file.write_bytes(content)
-    assert f"cannot read {file}" in message(file)
-
-
-def test_a_cut_off_file_is_named(weights18: dict[str, Tensor], tmp_path: Path) -> None:
-    file = tmp_path / "cut.pth"
-    torch.save(weights18, file)
-    file.write_bytes(file.read_bytes()[:-1000])
-    assert f"cannot read {file}" in message(file)
-
-
-def test_imagenet_without_a_network_names_the_file_and_the_folder(checkpoints: Path) -> None:
-    found = message("imagenet")
-    assert "no route to host" in found and 'weights = "none"' in found
-    assert f"put the file resnet18-f37072fd.pth of torchvision into {checkpoints}" in found
-    assert list(checkpoints.iterdir()) == []
+@torch.no_grad()
+def test_non_local_blocks_change_no_published_network_at_first() -> None:
+    torch.manual_seed(0)
+    plain, more = build("resnet18", 32, 32), build("resnet18", 32, 32, non_local=[1, 1, 2, 1])
+    more.load_state_dict(plain.state_dict(), strict=False)
+    images = torch.randn(2, 3, 32, 32)
+    a, b = plain(images, STAGES), more(images, STAGES)
+    assert all(torch.equal(a[stage], b[stage]) for stage in STAGES)
 
 
 @pytest.mark.parametrize(
-    "error", [http.client.IncompleteRead(b""), ConnectionResetError("reset"), TimeoutError("slow")]
+    ("non_local", "signed"),
+    [
+        ([0, 2, 3, 0], {"stage2", "stage3"}),
+        ([0, 0, 0, 1], {"stage4"}),
+        ([0, 0, 6, 0], {"stage3.0", "stage3"}),
+        ([3, 0, 0, 0], {"stage1"}),
+    ],
 )
-def test_a_broken_download_says_the_same(error: Exception, checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: object, **kwargs: object) -> None:
-        raise error
-
-    monkeypatch.setattr(torch.hub, "urlopen", broken)
-    assert f"put the file resnet18-f37072fd.pth of torchvision into {checkpoints}" in message("imagenet")
-
-
-def test_what_is_fetched_is_torchvisions_file_with_its_hash(
-    weights18: dict[str, Tensor], checkpoints: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def fetch(url: str, dst: str, hash_prefix: str | None = None, progress: bool = True) -> None:
-        asked.append((url, hash_prefix))
-        torch.save(weights18, dst)
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    resnet = ResNet(18, 32, 32)
-    load_weights(resnet, "resnet18", "imagenet")
-    assert asked == [("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd")]
-    assert torch.equal(resnet.conv1.weight, weights18["conv1.weight"])
-
-
-@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
-def test_every_depth_has_imagenet_weights_with_a_hash_in_their_name(depth: int) -> None:
-    file = Path(get_model_weights(f"resnet{depth}")["IMAGENET1K_V1"].url)
-    assert len(file.stem.rpartition("-")[2]) == 8
-
-
-def test_imagenet_weights_that_are_there_are_used_without_a_network(
-    weights18: dict[str, Tensor], checkpoints: Path
-) -> None:
-    checkpoints.mkdir(parents=True)
-    torch.save(weights18, checkpoints / "resnet18-f37072fd.pth")  # torch does not compare the hash of what is there
-    resnet = ResNet(18, 32, 32)
-    load_weights(resnet, "resnet18", "imagenet")
-    assert torch.equal(resnet.layer1[0].conv1.weight, weights18["layer1.0.conv1.weight"])
-
-
-def test_damaged_imagenet_weights_are_named(checkpoints: Path) -> None:
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "resnet18-f37072fd.pth").write_bytes(b"<html>")
-    assert f"cannot read {checkpoints / 'resnet18-f37072fd.pth'}" in message("imagenet")
-
-
-def test_nothing_is_fetched_on_the_meta_device(checkpoints: Path) -> None:
+def test_a_map_that_ends_in_a_non_local_block_is_signed(non_local: list[int], signed: set[str]) -> None:
     with torch.device("meta"):
-        load_weights(ResNet(18, 32, 32), "resnet18", "imagenet")
-    assert not checkpoints.exists()
-
-
-def test_base_scales_every_stage_and_has_no_imagenet_weights() -> None:
-    resnet = ResNet(18, 32, 32, base=16)
-    maps = resnet(torch.zeros(2, 3, 32, 32), ("stage1", "stage4"))
-    assert [maps[name].shape[1] for name in ("stage1", "stage4")] == [16, 128]
-    assert [resnet.shapes[name].channels for name in ("stage1", "stage4")] == [16, 128]
-    with pytest.raises(ValueError, match=r"found base = 16, of which there are no ImageNet weights"):
-        backbones["resnet18"](base=16)
+        shapes = build("resnet50", 64, 32, non_local=non_local).shapes
+    assert {name for name, shape in shapes.items() if shape.signed} == signed
 
 
 def test_residual_branches_start_at_nothing() -> None:
-    for depth in (18, 50):
-        resnet = ResNet(depth, 32, 32)
-        block = resnet.layer1[1]
-        x = torch.rand(2, resnet.shapes["stage1"].channels, 4, 4)
-        assert torch.equal(block(x), x)
+    for name in ("resnet18", "resnet50"):
+        backbone = build(name, 32, 32, se=True)
+        x = torch.rand(2, backbone.shapes["stage1"].channels, 4, 4)
+        assert torch.equal(backbone.layer1[1](x), x)
+
+
+@pytest.mark.parametrize("options", [EVERYTHING, {"ibn": "b", "non_local_channels": 1, "non_local": [0, 0, 1, 0]}])
+def test_layout_copies_and_bfloat16_change_the_maps_by_rounding_only(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    backbone = calibrated(build("resnet18", 32, 32, **options).double(), images)
+    expected = backbone(images, ["stage4"])["stage4"]
+    last = copy.deepcopy(backbone).to(memory_format=torch.channels_last)
+    found = last(images.to(memory_format=torch.channels_last), ["stage4"])["stage4"]
+    torch.testing.assert_close(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = last.float()(images.float(), ["stage4"])["stage4"]
+    assert rounded.dtype == torch.bfloat16
+    assert torch.cosine_similarity(rounded.double().flatten(), expected.flatten(), dim=0) > 0.99
+    rounded.float().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in last.parameters())
+
+
+def test_base_scales_every_stage() -> None:
+    backbone = build("resnet18", 32, 32, base=16)
+    maps = backbone(torch.zeros(2, 3, 32, 32), ("stage1", "stage4"))
+    assert [maps[name].shape[1] for name in ("stage1", "stage4")] == [16, 128]
+
+
+NO_WEIGHTS = "of which there are no ImageNet weights"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet18", {"base": 16}, f'found base = 16, {NO_WEIGHTS}; write weights = "none"'),
+        ("resnet18", {"stem_stride": 4}, f'found stem_stride = 4, {NO_WEIGHTS}; write weights = "none"'),
+        (
+            "resnet152",
+            {"ibn": "a"},
+            f'found ibn = "a" without se, {NO_WEIGHTS} of resnet152; write weights = "none", '
+            'or choose ibn = "none" without se',
+        ),
+        (
+            "resnet101",
+            {"se": True},
+            f'found ibn = "none" with se, {NO_WEIGHTS} of resnet101; write weights = "none", '
+            'or choose ibn = "none" without se or ibn = "a" without se or ibn = "a" with se or ibn = "b" without se',
+        ),
+        (
+            "resnext101-32x4d",
+            {},
+            f'found ibn = "none" without se, {NO_WEIGHTS} of resnext101-32x4d; write weights = "none", '
+            'or choose ibn = "a" without se',
+        ),
+        (
+            "resnet18",
+            {"non_local": (0, 2, 3, 0)},
+            "found 3 non-local blocks in stage 3 of resnet18, which has 2 blocks; expected at most 2",
+        ),
+        ("resnext50-32x4d", {"base": 24, "weights": "none"}, "found base = 24; expected a multiple of 16"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_built(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        CONFIGS[name](**options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("name", "ibn", "se"), _IMAGENET)
+def test_every_published_combination_is_accepted_and_its_file_has_a_hash(name: str, ibn: Any, se: bool) -> None:
+    config = CONFIGS[name](ibn=ibn, se=se, non_local=[0, 1, 1, 0], last_stride=2, stem_pool="ceil")
+    assert config.weights == "imagenet"
+    file = Path(_IMAGENET[name, ibn, se])
+    assert file.suffix == ".pth" and len(bytes.fromhex(file.stem.rpartition("-")[2])) == 4
+
+
+def test_torchvisions_files_are_of_its_first_version() -> None:
+    plain = {name: url for (name, ibn, se), url in _IMAGENET.items() if (ibn, se) == ("none", False)}
+    assert plain == {name: get_model_weights(name.replace("-", "_"))["IMAGENET1K_V1"].url for name in plain}
+
+
+def test_the_file_of_the_combination_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("offline")))
+    config = CONFIGS["resnet18"](ibn="a", non_local=[0, 0, 1, 0])
+    with pytest.raises(ReidError, match=r"put the file resnet18_ibn_a-2f571257\.pth into .*checkpoints"):
+        config.build(32, 32)
+    published = randomized(build("resnet18", 32, 32, ibn="a")).state_dict()
+    torch.save({**published, "fc.weight": torch.zeros(1000, 512)}, tmp_path / "checkpoints/resnet18_ibn_a-2f571257.pth")
+    backbone = config.build(32, 32)
+    assert torch.equal(backbone.layer1[0].bn1.IN.weight, published["layer1.0.bn1.IN.weight"])

@@ -16,14 +16,18 @@ def parts() -> tuple[ModuleType, ...]:
         losses,
         metrics,
         optimizers,
+        osnet,
         samplers,
         schedulers,
         tasks,
         transforms,
+        vit,
     )
 
     return (
         backbones,
+        osnet,
+        vit,
         aggregators,
         heads,
         losses,

@@ -11,21 +11,28 @@ from reidcore.component import Component, option
 from reidcore.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from reidcore.builtin.modules.heads import ClassifierHead
+    from reidcore.builtin.modules.heads import ClassifierHead, ReductionHead
 
 
 @frozen(kw_only=True)
-class Linear:
-    """A linear classifier on the pooled vector."""
+class _Classified:
+    classifier: Literal["linear", "cosine"] = option(
+        "linear", help="logits are products with the classifier's rows, or cosines, for losses that add a margin"
+    )
+
+
+@frozen(kw_only=True)
+class Linear(_Classified):
+    """A bias-free classifier on the pooled vector."""
 
     def build(self, dim: int, classes: int) -> ClassifierHead:
         from reidcore.builtin.modules.heads import ClassifierHead
 
-        return ClassifierHead(dim, classes, neck=False)
+        return ClassifierHead(dim, classes, neck=False, logits=self.classifier)
 
 
 @frozen(kw_only=True)
-class BNNeck:
+class BNNeck(_Classified):
     """Batch norm, then a bias-free classifier (equation 5; Luo et al. 2019)."""
 
     embed: Literal["after", "before"] = option(
@@ -35,11 +42,25 @@ class BNNeck:
     def build(self, dim: int, classes: int) -> ClassifierHead:
         from reidcore.builtin.modules.heads import ClassifierHead
 
-        return ClassifierHead(dim, classes, neck=True, embed=self.embed)
+        return ClassifierHead(dim, classes, neck=True, embed=self.embed, logits=self.classifier)
+
+
+@frozen(kw_only=True)
+class Reduction(_Classified):
+    """A layer with batch norm, ReLU and dropout, then one that reduces, then a bias-free classifier (Figure 3)."""
+
+    dim: int = option(512, help="dimension of the reduced vector, which is compared and classified", at_least=1)
+    dropout: float = option(0.5, help="share of values set to 0 before the reduction in training", at_least=0, below=1)
+
+    def build(self, dim: int, classes: int) -> ReductionHead:
+        from reidcore.builtin.modules.heads import ReductionHead
+
+        return ReductionHead(dim, classes, self.dim, self.dropout, self.classifier)
 
 
 @hookimpl
 def reidcore_heads() -> Iterator[Component]:
-    """Offer the linear and the batch-norm head."""
+    """Offer the paper's three heads."""
     yield Component(name="linear", config=Linear)
     yield Component(name="bnneck", config=BNNeck)
+    yield Component(name="reduction", config=Reduction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
 
@@ -12,44 +12,185 @@ from reidcore.hookspecs import hookimpl
 from reidcore.types import Parts
 
 if TYPE_CHECKING:
-    from reidcore.builtin.modules.losses import CrossEntropy as CrossEntropyLoss
-    from reidcore.builtin.modules.losses import Triplet as TripletLoss
+    from reidcore.builtin.modules import classification, pairs
 
-_ON = "views it is averaged over, all when empty; an inner array is a concatenation: ['b1', ['b21', 'b22']]"
+_SMOOTHING = "probability moved from the true class to the others"
 
 
 @frozen(kw_only=True)
-class CrossEntropy:
-    """Softmax cross-entropy over the training identities, with label smoothing (equation 6)."""
-
-    smoothing: float = option(0.1, help="probability moved from the true class to the others", at_least=0, below=1)
+class _OnLogits:
     on: tuple[str, ...] = option((), help="views it is averaged over, all when empty")
 
-    def build(self, parts: Parts) -> CrossEntropyLoss:
-        from reidcore.builtin.modules.losses import CrossEntropy
-
-        return CrossEntropy(self.smoothing, self.on or tuple(parts.model.heads))
+    def views(self, parts: Parts) -> tuple[str, ...]:
+        return self.on or tuple(parts.model.heads)
 
 
 @frozen(kw_only=True)
-class Triplet:
-    """Triplet loss with the hardest positive and negative of the batch (Hermans et al. 2017)."""
+class _OnFeatures:
+    feature: Literal["before", "after"] = option("before", help="before or after the head's norm")
+    gather: bool = option(False, help="compare with the images of all processes")
+    on: tuple[str | tuple[str, ...], ...] = option(
+        (), help="views it is averaged over, all when empty; an inner array is a concatenation: ['b1', ['b21', 'b22']]"
+    )
+
+    def common(self, parts: Parts) -> dict[str, Any]:
+        return {"feature": self.feature, "gather": self.gather, "on": self.on or tuple(parts.model.heads)}
+
+
+@frozen(kw_only=True)
+class CrossEntropy(_OnLogits):
+    """Cross-entropy over the training identities, with label smoothing (equation 6)."""
+
+    smoothing: float = option(0.1, help=_SMOOTHING, at_least=0, below=1)
+    spread: Literal["others", "all"] = option(
+        "others", help="'others': each other class gets smoothing / (K - 1); 'all': every class gets smoothing / K"
+    )
+    form: Literal["softmax", "binary", "adaptive"] = option(
+        "softmax",
+        help="'binary': equation 6 as a sum over classes; 'adaptive': smoothing times the true class's probability",
+    )
+
+    def build(self, parts: Parts) -> classification.CrossEntropy:
+        from reidcore.builtin.modules.classification import AdaptiveCrossEntropy, BinaryCrossEntropy, CrossEntropy
+
+        forms = {"softmax": CrossEntropy, "binary": BinaryCrossEntropy, "adaptive": AdaptiveCrossEntropy}
+        return forms[self.form](self.smoothing, self.views(parts), self.spread)
+
+
+@frozen(kw_only=True)
+class Focal(_OnLogits):
+    """Focal loss: images that are classified well count less (Lin et al. 2017)."""
+
+    alpha: float = option(0.25, help="factor", above=0)
+    gamma: float = option(2.0, help="exponent of 1 - p", at_least=0)
+
+    def build(self, parts: Parts) -> classification.Focal:
+        from reidcore.builtin.modules.classification import Focal
+
+        return Focal(self.alpha, self.gamma, self.views(parts))
+
+
+@frozen(kw_only=True)
+class CosFace(_OnLogits):
+    """Softmax over scaled cosines, a margin off the true one (Wang et al. 2018); margin 0 is the cosine softmax."""
+
+    scale: float = option(64.0, help="factor on the cosines", above=0)
+    margin: float = option(0.35, help="off the true class's cosine", at_least=0)
+    smoothing: float = option(0.0, help=_SMOOTHING, at_least=0, below=1)
+
+    def build(self, parts: Parts) -> classification.CosFace:
+        from reidcore.builtin.modules.classification import CosFace
+
+        return CosFace(self.scale, self.margin, self.smoothing, self.views(parts))
+
+
+@frozen(kw_only=True)
+class ArcFace(_OnLogits):
+    """Softmax over scaled cosines, a margin on the true class's angle (Deng et al. 2019)."""
+
+    scale: float = option(64.0, help="factor on the cosines", above=0)
+    margin: float = option(0.5, help="on the true class's angle, radians", at_least=0, below=1.5708)
+    smoothing: float = option(0.0, help=_SMOOTHING, at_least=0, below=1)
+
+    def build(self, parts: Parts) -> classification.ArcFace:
+        from reidcore.builtin.modules.classification import ArcFace
+
+        return ArcFace(self.scale, self.margin, self.smoothing, self.views(parts))
+
+
+@frozen(kw_only=True)
+class Circle(_OnLogits):
+    """Circle loss with class labels (Sun et al. 2020)."""
+
+    scale: float = option(64.0, help="factor on the weighted cosines", above=0)
+    margin: float = option(0.35, help="relaxation of both optima", at_least=0, at_most=1)
+    smoothing: float = option(0.0, help=_SMOOTHING, at_least=0, below=1)
+
+    def build(self, parts: Parts) -> classification.CircleSoftmax:
+        from reidcore.builtin.modules.classification import CircleSoftmax
+
+        return CircleSoftmax(self.scale, self.margin, self.smoothing, self.views(parts))
+
+
+@frozen(kw_only=True)
+class Triplet(_OnFeatures):
+    """Triplet loss: positives nearer than negatives (Hermans et al. 2017)."""
 
     margin: float = option(0.3, help="margin between the distances", at_least=0)
     soft: bool = option(False, help="soft margin log(1 + exp(d_p - d_n)) instead of the margin")
+    mining: Literal["hard", "weighted", "all"] = option(
+        "hard", help="the hardest pairs of each anchor, means weighted towards them, or every triplet"
+    )
+    distance: Literal["euclidean", "cosine"] = option("euclidean", help="between embeddings")
+    normalize: bool = option(False, help="compare directions only, with the euclidean distance")
+    reduction: Literal["mean", "sum"] = option("mean", help="over anchors, or triplets with mining = 'all'")
+
+    def __attrs_post_init__(self) -> None:
+        if self.normalize and self.distance == "cosine":
+            raise ValueError("found normalize = true; the cosine distance compares directions only already")
+
+    def build(self, parts: Parts) -> pairs.Triplet:
+        from reidcore.builtin.modules.pairs import Triplet
+
+        return Triplet(
+            None if self.soft else self.margin,
+            normalize=self.normalize,
+            mining=self.mining,
+            distance=self.distance,
+            reduction=self.reduction,
+            **self.common(parts),
+        )
+
+
+@frozen(kw_only=True)
+class PairCircle(_OnFeatures):
+    """Circle loss over pairs of the batch (Sun et al. 2020)."""
+
+    margin: float = option(0.25, help="relaxation of both optima", at_least=0, at_most=1)
+    scale: float = option(128.0, help="factor on the weighted cosines", above=0)
+
+    def build(self, parts: Parts) -> pairs.PairCircle:
+        from reidcore.builtin.modules.pairs import PairCircle
+
+        return PairCircle(self.margin, self.scale, **self.common(parts))
+
+
+@frozen(kw_only=True)
+class PairCosFace(_OnFeatures):
+    """CosFace over pairs of the batch: every positive's cosine a margin above every negative's."""
+
+    margin: float = option(0.25, help="between the cosines", at_least=0)
+    scale: float = option(128.0, help="factor on the cosines", above=0)
+
+    def build(self, parts: Parts) -> pairs.PairCosFace:
+        from reidcore.builtin.modules.pairs import PairCosFace
+
+        return PairCosFace(self.margin, self.scale, **self.common(parts))
+
+
+@frozen(kw_only=True)
+class Center(_OnLogits):
+    """Centre loss: each image near the centre of its class (Wen et al. 2016)."""
+
+    rate: float = option(0.5, help="how far the centres follow their images", above=0, at_most=1)
     feature: Literal["before", "after"] = option("before", help="before or after the head's norm")
-    normalize: bool = option(False, help="compare directions only")
-    on: tuple[str | tuple[str, ...], ...] = option((), help=_ON)
 
-    def build(self, parts: Parts) -> TripletLoss:
-        from reidcore.builtin.modules.losses import Triplet
+    def build(self, parts: Parts) -> pairs.Center:
+        from reidcore.builtin.modules.pairs import Center
 
-        on = self.on or tuple(parts.model.heads)
-        return Triplet(None if self.soft else self.margin, self.feature, self.normalize, on)
+        dims = {view: head.dim for view, head in parts.model.heads.items()}
+        return Center(parts.classes, self.views(parts), dims, self.rate, self.feature)
 
 
 @hookimpl
 def reidcore_losses() -> Iterator[Component]:
-    """Offer cross-entropy and triplet."""
+    """Offer losses over class scores and over pairs of embeddings."""
     yield Component(name="cross-entropy", config=CrossEntropy)
+    yield Component(name="focal", config=Focal)
+    yield Component(name="cosface", config=CosFace)
+    yield Component(name="arcface", config=ArcFace)
+    yield Component(name="circle", config=Circle)
     yield Component(name="triplet", config=Triplet)
+    yield Component(name="pair-circle", config=PairCircle)
+    yield Component(name="pair-cosface", config=PairCosFace)
+    yield Component(name="center", config=Center)

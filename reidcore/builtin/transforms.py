@@ -81,10 +81,79 @@ class ColorJitter:
     saturation: float = option(0.0, help="factor from 1 - this to 1 + this", at_least=0, at_most=1)
     hue: float = option(0.0, help="turn of the colour circle, at most half of it", at_least=0, at_most=0.5)
 
-    def build(self, height: int, width: int) -> modules.ColorJitter:
-        from reidcore.builtin.modules.transforms import ColorJitter
+    def build(self, height: int, width: int) -> modules.RandomApply:
+        from torchvision.transforms import v2
 
-        return ColorJitter(self.probability, self.brightness, self.contrast, self.saturation, self.hue)
+        from reidcore.builtin.modules.transforms import RandomApply
+
+        jitter = v2.ColorJitter(self.brightness, self.contrast, self.saturation, self.hue)
+        return RandomApply([jitter], self.probability)
+
+
+@frozen(kw_only=True)
+class Affine:
+    """Turn, shift, scale and shear the image at random, about its centre."""
+
+    probability: float = option(1.0, help="how often", at_least=0, at_most=1)
+    degrees: float = option(10.0, help="largest turn, either way", at_least=0, at_most=180)
+    translate: tuple[float, float] = option(
+        (0.0, 0.0), help="largest shift, as a share of the width and of the height", at_least=0, at_most=1
+    )
+    scale: tuple[float, float] = option((0.9, 1.1), help="smallest and largest scale", above=0)
+    shear: float = option(0.1, help="largest shear along the width, in degrees, either way", at_least=0, below=90)
+    fill: int = option(0, help="value of what comes in from outside", at_least=0, at_most=255)
+
+    def build(self, height: int, width: int) -> modules.RandomApply:
+        from torchvision.transforms import v2
+
+        from reidcore.builtin.modules.transforms import RandomApply
+
+        affine = v2.RandomAffine(
+            self.degrees, self.translate, self.scale, self.shear, interpolation="bilinear", fill=self.fill
+        )
+        return RandomApply([affine], self.probability)
+
+    def __attrs_post_init__(self) -> None:
+        _require_ranges(scale=self.scale)
+
+
+@frozen(kw_only=True)
+class AutoAugment:
+    """Apply one of the 25 pairs of operations that were learned on ImageNet (Cubuk et al. 2019)."""
+
+    probability: float = option(0.1, help="how often", at_least=0, at_most=1)
+    fill: int = option(128, help="value of what comes in from outside", at_least=0, at_most=255)
+
+    def build(self, height: int, width: int) -> modules.RandomApply:
+        from torchvision.transforms import v2
+
+        from reidcore.builtin.modules.transforms import RandomApply
+
+        policy = v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET, interpolation="bilinear", fill=self.fill)
+        return RandomApply([policy], self.probability)
+
+
+@frozen(kw_only=True)
+class AugMix:
+    """Mix the image with chains of random operations on it (Hendrycks et al. 2020)."""
+
+    probability: float = option(1.0, help="how often", at_least=0, at_most=1)
+    severity: int = option(3, help="strength of the operations", at_least=1, at_most=10)
+    width: int = option(3, help="chains", at_least=1)
+    depth: int = option(0, help="operations in a chain; 0 draws 1 to 3", at_least=0)
+    alpha: float = option(1.0, help="the smaller, the more one chain or the image itself outweighs", above=0)
+    all_ops: bool = option(True, help="also change brightness, contrast, colour and sharpness")
+    fill: int = option(0, help="value of what comes in from outside", at_least=0, at_most=255)
+
+    def build(self, height: int, width: int) -> modules.RandomApply:
+        from torchvision.transforms import v2
+
+        from reidcore.builtin.modules.transforms import RandomApply
+
+        mix = v2.AugMix(
+            self.severity, self.width, self.depth, self.alpha, self.all_ops, interpolation="bilinear", fill=self.fill
+        )
+        return RandomApply([mix], self.probability)
 
 
 @frozen(kw_only=True)
@@ -105,6 +174,36 @@ class RandomErasing:
         _require_ranges(area=self.area, ratio=self.ratio)
 
 
+@frozen(kw_only=True)
+class RandomPatch:
+    """Paste a rectangle of another image of the batch (Zhou et al. 2019)."""
+
+    probability: float = option(0.5, help="how often", at_least=0, at_most=1)
+    area: tuple[float, float] = option((0.01, 0.5), help="smallest and largest share of the image", above=0, at_most=1)
+    ratio: tuple[float, float] = option((0.1, 10.0), help="smallest and largest height over width", above=0)
+
+    def build(self, height: int, width: int) -> modules.RandomPatch:
+        from reidcore.builtin.modules.transforms import RandomPatch
+
+        return RandomPatch(self.probability, self.area, self.ratio)
+
+    def __attrs_post_init__(self) -> None:
+        _require_ranges(area=self.area, ratio=self.ratio)
+
+
+@frozen(kw_only=True)
+class Cutout:
+    """Cut out a square of zeros, some of which may lie outside the image (DeVries and Taylor 2017)."""
+
+    probability: float = option(1.0, help="how often", at_least=0, at_most=1)
+    size: float = option(0.5, help="side of the square, as a share of the image's shorter side", above=0)
+
+    def build(self, height: int, width: int) -> modules.Cutout:
+        from reidcore.builtin.modules.transforms import Cutout
+
+        return Cutout(self.probability, self.size)
+
+
 def _require_ranges(**ranges: tuple[float, float]) -> None:
     for name, (low, high) in ranges.items():
         if low > high:
@@ -119,4 +218,9 @@ def reidcore_transforms() -> Iterator[Component]:
     yield Component(name="pad-crop", config=PadCrop)
     yield Component(name="random-resized-crop", config=RandomResizedCrop)
     yield Component(name="color-jitter", config=ColorJitter)
+    yield Component(name="affine", config=Affine)
+    yield Component(name="auto-augment", config=AutoAugment)
+    yield Component(name="augmix", config=AugMix)
     yield Component(name="random-erasing", config=RandomErasing)
+    yield Component(name="random-patch", config=RandomPatch)
+    yield Component(name="cutout", config=Cutout)

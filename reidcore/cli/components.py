@@ -61,15 +61,18 @@ def _all(catalog: Catalog, only: Kind | None) -> Iterator[tuple[Kind, Component]
                 yield kind, component
 
 
-def _options(component: Component) -> Iterator[tuple[str, str, Any, str]]:
-    """Yield name, accepted values, default (NOTHING when required) and help of each option."""
-    attrs.resolve_types(component.config)
-    for field in attrs.fields(component.config):
+def _options(config: type, table: str = "") -> Iterator[tuple[str, str, Any, str]]:
+    """Yield name ("table.key" within a table), accepted values, default (NOTHING when required) and help of each."""
+    attrs.resolve_types(config)
+    for field in attrs.fields(config):
+        if attrs.has(field.type):
+            yield from _options(field.type, f"{table}{field.name}.")
+            continue
         accepted = describe_type(field.type)
         if bounds := field.metadata.get("bounds"):
             accepted += f", {describe_bounds(bounds)}"
         default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
-        yield field.name, accepted, default, field.metadata.get("help", "")
+        yield f"{table}{field.name}", accepted, default, field.metadata.get("help", "")
 
 
 def _record(kind: Kind, component: Component) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def _record(kind: Kind, component: Component) -> dict[str, Any]:
         "options": [
             {"name": name, "accepts": accepted, "help": help, "required": default is attrs.NOTHING}
             | ({} if default is attrs.NOTHING else {"default": str(default) if isinstance(default, Path) else default})
-            for name, accepted, default, help in _options(component)
+            for name, accepted, default, help in _options(component.config)
         ],
     }
 
@@ -89,7 +92,7 @@ def _record(kind: Kind, component: Component) -> dict[str, Any]:
 def _print_options(kind: Kind, component: Component) -> None:
     print(f"{component.full_name} ({kind.name}): {component.summary}\n")
     rows = [("OPTION", "ACCEPTS", "DEFAULT", "WHAT IT IS")]
-    for name, accepted, default, help in _options(component):
+    for name, accepted, default, help in _options(component.config):
         rows.append((name, accepted, "required" if default is attrs.NOTHING else _toml(default), help))
     print_columns(rows if len(rows) > 1 else [("it has no options",)])
     print(f"\n{_example(kind, component)}")
@@ -103,11 +106,13 @@ def _example(kind: Kind, component: Component) -> str:
     header = header or (f"[[{name}]]" if many else f"[{name}]")
     lines = [
         f"{key} = {_toml(default)}"
-        for key, _, default, _ in _options(component)
+        for key, _, default, _ in _options(component.config)
         if default not in (None, attrs.NOTHING)
     ]
     required = [
-        f"{key} = ...  # {accepted}" for key, accepted, default, _ in _options(component) if default is attrs.NOTHING
+        f"{key} = ...  # {accepted}"
+        for key, accepted, default, _ in _options(component.config)
+        if default is attrs.NOTHING
     ]
     if kind.name == "postprocessor":
         inside = ", ".join([f'name = "{component.name}"', *lines])

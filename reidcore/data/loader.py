@@ -1,7 +1,8 @@
 """Batches of images, read and transformed in loader processes.
 
-An image's augmentation depends on (seed, epoch, position in the epoch) only: not on the number of loader processes,
-and not on where a run was resumed. B batch, H W height and width.
+An image's augmentation depends on (seed, epoch, position in the epoch) only, and where images are mixed on the others
+that this process has of the batch: not on the number of loader processes, and not on where a run was resumed. B batch,
+H W height and width.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 from reidcore.data.reading import read_image
 from reidcore.errors import DataError, ReidError
 from reidcore.kinds import Sampler
-from reidcore.types import Batch, Sample, Stream, World
+from reidcore.types import UNKNOWN, Batch, Sample, Stream, World
 
 Key = tuple[int, int, int]
-Pipeline = Sequence[Callable[[Tensor], Tensor]]
+Pipeline = Sequence[Callable[..., Tensor]]
 
 
 def worker_count(workers: int | None) -> int:
@@ -112,15 +114,15 @@ def test_batches(
 def split_batch(labels: NDArray[Any], world: World) -> NDArray[Any]:
     """Return the places of a global batch, with (B,) `labels`, that are this process's: whole identities.
 
-    Images of one identity stand together; the identities are divided as equally as they go. Raises DataError, in
-    every process, when there are fewer identities than processes.
+    Images of one identity stand together, and each unlabelled one is an identity; they are divided as equally as they
+    go. Raises DataError, in every process, when there are fewer identities than processes.
     """
-    starts = np.flatnonzero(np.diff(labels)) + 1
+    starts = np.flatnonzero((labels[1:] != labels[:-1]) | (labels[1:] == UNKNOWN)) + 1
     groups = np.split(np.arange(len(labels)), starts)
     if len(groups) < world.size:
         raise DataError(
             f"a batch of {len(groups)} identities cannot be split over {world.size} processes; "
-            f"raise sampler.identities to at least {world.size}, or use fewer processes"
+            f"let the sampler take at least {world.size}, or use fewer processes"
         )
     mine = np.array_split(np.arange(len(groups)), world.size)[world.rank]
     return np.concatenate([groups[group] for group in mine])
@@ -146,35 +148,58 @@ class _Plan:
             position += len(indices)
 
 
-class _Images(Dataset[tuple[Tensor, int] | ReidError]):
-    def __init__(self, samples: Sequence[Sample], pipeline: Pipeline, size: tuple[int, int], seed: int) -> None:
-        self.samples, self.pipeline, self.size, self.seed = samples, pipeline, size, seed
+class _Images(Dataset[Any]):
+    """Images, read and transformed a batch at a time, since a transform that mixes waits for all images of its batch.
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int] | ReidError:
-        epoch, position, index = key
-        sample = self.samples[index]
+    The pipeline is cut into segments before each such transform.
+    """
+
+    def __init__(self, samples: Sequence[Sample], pipeline: Pipeline, size: tuple[int, int], seed: int) -> None:
+        self.samples, self.size, self.seed = samples, size, seed
+        cuts = [place for place, transform in enumerate(pipeline) if _mixes(transform)]
+        self.segments = [pipeline[start:end] for start, end in pairwise([0, *cuts, len(pipeline)])]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]] | ReidError:
         try:
-            image = read_image(sample)
             with torch.random.fork_rng(devices=[]):
-                random = np.random.SeedSequence([self.seed, epoch, position])
-                torch.default_generator.manual_seed(int(random.generate_state(1, np.uint64)[0] >> 1))
-                for transform in self.pipeline:
-                    image = transform(image)
+                images = [self._transform(0, key, read_image(self.samples[key[2]])) for key in keys]
+                for segment in range(1, len(self.segments)):
+                    images = [
+                        self._transform(segment, key, image, images[:place] + images[place + 1 :])
+                        for place, (key, image) in enumerate(zip(keys, images, strict=True))
+                    ]
+            return [(self._checked(image, index), index) for image, (_, _, index) in zip(images, keys, strict=True)]
         except ReidError as error:  # an exception would cross processes as a stack trace in a text
             return error
+
+    def _transform(self, segment: int, key: Key, image: Tensor, others: Sequence[Tensor] = ()) -> Tensor:
+        epoch, position, _ = key
+        # the first segment's numbers are the same whether another one follows or not
+        entropy = [self.seed, epoch, position, segment] if segment else [self.seed, epoch, position]
+        random = np.random.SeedSequence(entropy)
+        torch.default_generator.manual_seed(int(random.generate_state(1, np.uint64)[0] >> 1))
+        for transform in self.segments[segment]:
+            image = transform(image, others) if _mixes(transform) else transform(image)
+        return image
+
+    def _checked(self, image: Tensor, index: int) -> Tensor:
         if tuple(image.shape[1:]) != self.size:
             found = "x".join(map(str, image.shape[1:]))
             expected = "x".join(map(str, self.size))
-            return DataError(f"transform: {sample.name} came out as {found} pixels; expected the input size {expected}")
-        return image, index
+            name = self.samples[index].name
+            raise DataError(f"transform: {name} came out as {found} pixels; expected the input size {expected}")
+        return image
 
 
-def _collate(items: list[tuple[Tensor, int] | ReidError]) -> tuple[Tensor, Tensor] | ReidError:
-    for item in items:
-        if isinstance(item, ReidError):
-            return item
-    images = torch.stack([item[0] for item in items])  # type: ignore[index]
-    return images, torch.tensor([item[1] for item in items])  # type: ignore[index]
+def _mixes(transform: Callable[..., Tensor]) -> bool:
+    return getattr(transform, "mixes", False)
+
+
+def _collate(items: list[tuple[Tensor, int]] | ReidError) -> tuple[Tensor, Tensor] | ReidError:
+    if isinstance(items, ReidError):
+        return items
+    images, indices = zip(*items, strict=True)
+    return torch.stack(images), torch.tensor(indices)
 
 
 def _unwrap(item: tuple[Tensor, Tensor] | ReidError) -> tuple[Tensor, Tensor]:

@@ -1,147 +1,191 @@
-"""ResNet in torchvision's form and with its parameter names, as a backbone. B batch, C channels, H W map."""
+"""ResNet and ResNeXt, with torchvision's parameter names, as backbones. B batch, C channels, H W map."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from http.client import HTTPException
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from reidcore.errors import ReidError
+from reidcore.builtin.modules.blocks import InstanceBatchNorm, InstanceNorm, NonLocal, SqueezeExcitation
+from reidcore.errors import ContractError
 from reidcore.types import MapShape
 
-_LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-STAGES = ("stage1", "stage2", "stage3", "stage4")
+IBN = Literal["none", "a", "b"]
+
+_IBN_STAGES = {"none": 0, "a": 3, "b": 2}
+
+
+class Block(nn.Module):
+    """A residual block: relu(IN(se(branch(x)) + shortcut(x))), where `se` and `IN` may be the identity.
+
+    The branch is two 3x3 convolutions, or in a `bottleneck` 1x1, 3x3 and 1x1, each with a batch norm. The last one
+    starts with scale 0, and so the branch at nothing (Goyal et al. 2017).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        out: int,
+        *,
+        bottleneck: bool,
+        stride: int = 1,
+        groups: int = 1,
+        ibn: IBN = "none",
+        se: bool = False,
+    ) -> None:
+        super().__init__()
+        self.bottleneck = bottleneck
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False) if bottleneck else _conv3x3(channels, width, stride)
+        self.bn1 = InstanceBatchNorm(width) if ibn == "a" else nn.BatchNorm2d(width)
+        self.conv2 = _conv3x3(width, width, stride, groups) if bottleneck else _conv3x3(width, out)
+        self.bn2 = nn.BatchNorm2d(width if bottleneck else out)
+        if bottleneck:
+            self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+            self.bn3 = nn.BatchNorm2d(out)
+        nn.init.zeros_(self.bn3.weight if bottleneck else self.bn2.weight)
+        self.se = SqueezeExcitation(out) if se else nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.IN = InstanceNorm(out) if ibn == "b" else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        out: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if self.bottleneck:
+            out = self.bn3(self.conv3(self.relu(out)))
+        out = self.se(out)
+        out += self.downsample(x)
+        out = self.relu(self.IN(out))
+        return out
 
 
 class ResNet(nn.Module):
-    """ResNet (He et al. 2016) without its classifier.
+    """ResNet (He et al. 2016), or with `groups` ResNeXt (Xie et al. 2017), without its classifier.
 
-    It offers the maps `stage1` to `stage4`; with `last_stride` 1 the last one is at 1/16 of the image (Sun et al.
-    2018). `base` is the number of channels of the stem, 64 in the published network; the stages scale with it.
-    A `stem_stride` of 4 halves the height and width of every map. Each residual branch starts at 0 (Goyal et al.
-    2017). Parameters are called as in torchvision, whose state dicts fit.
+    It offers the maps `stage1` to `stage4`, and `stage3.0` after the first block of stage 3, where multi-granularity
+    networks branch. `blocks` are the residual blocks of each stage; only the first `stages` are built, and the last of
+    them has `last_stride`: with 1 the map of stage 4 is at 1/16 of the image (Sun et al. 2018). A `stem_stride` of 4
+    halves the height and width of every map. `base` is the number
+    of channels of the stem, 64 in the published networks; the stages scale with it. The stem's max pooling pads by 1
+    as in the published networks, or rounds its size up without padding (`stem_pool` "ceil").
+
+    `ibn` "a" is instance norm in half of the first norm's channels of the blocks of stages 1 to 3; "b" is instance norm
+    at the end of stages 1 and 2, and in place of the stem's batch norm (Pan et al. 2018, as released). `se` adds
+    squeeze-excitation to each block.
+
+    `non_local` says how many of the last blocks of each stage a non-local block follows. They compute with half of
+    the channels as published (Wang et al. 2018), or with `non_local_channels`: the released code of AGW (Ye et al.
+    2021) has 1, so that all positions are compared by one number. The map that ends in such a block is signed.
+
+    Raises ContractError when an instance norm would see maps of a single position.
     """
 
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
 
     def __init__(
-        self, depth: int, height: int, width: int, last_stride: int = 1, base: int = 64, stem_stride: int = 2
+        self,
+        blocks: Sequence[int],
+        height: int,
+        width: int,
+        *,
+        bottleneck: bool,
+        groups: int = 1,
+        group_width: int = 64,
+        base: int = 64,
+        stem_stride: int = 2,
+        stem_pool: Literal["pad1", "ceil"] = "pad1",
+        stages: int = 4,
+        last_stride: int = 1,
+        ibn: IBN = "none",
+        se: bool = False,
+        non_local: Sequence[int] = (0, 0, 0, 0),
+        non_local_channels: int | None = None,
     ) -> None:
         super().__init__()
-        block = BasicBlock if depth < 50 else Bottleneck
+        self.stages = stages
         self.conv1 = nn.Conv2d(3, base, 7, stride=stem_stride, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(base)
+        self.bn1 = InstanceNorm(base) if ibn == "b" else nn.BatchNorm2d(base)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        channels = base
+        pad = stem_pool == "pad1"
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=int(pad), ceil_mode=not pad)
         self.shapes: dict[str, MapShape] = {}
-        for stride in (stem_stride, 2):
-            height, width = -(-height // stride), -(-width // stride)
-        for number, (blocks, stride) in enumerate(zip(_LAYERS[depth], (1, 2, 2, last_stride), strict=True), 1):
+        rows, columns = ((-(-length // stem_stride) + pad) // 2 for length in (height, width))
+        channels = base
+        strides = [1, 2, 2, 2][:stages]
+        if stages > 1:
+            strides[-1] = last_stride
+        for number, (count, stride) in enumerate(zip(blocks[:stages], strides, strict=True), 1):
+            rows, columns = -(-rows // stride), -(-columns // stride)
+            norm = ibn if number <= _IBN_STAGES[ibn] else "none"
+            if norm != "none" and rows * columns == 1:
+                raise ContractError(
+                    f"backbone.ibn: found maps of a single position in stage {number} for images of {height}x{width}; "
+                    'instance norms expect more: take larger images, or write ibn = "none"'
+                )
             planes = base << (number - 1)
-            layer = _stage(block, channels, planes, blocks, stride)
-            channels = planes * block.expansion
-            height, width = -(-height // stride), -(-width // stride)
-            setattr(self, f"layer{number}", layer)
-            self.shapes[f"stage{number}"] = MapShape(channels, height, width)
+            out = planes * 4 if bottleneck else planes
+            stage = nn.Sequential(
+                *(
+                    Block(
+                        out if index else channels,
+                        planes * group_width // 64 * groups,
+                        out,
+                        bottleneck=bottleneck,
+                        stride=1 if index else stride,
+                        groups=groups,
+                        ibn=norm if norm == "a" or index == count - 1 else "none",
+                        se=se,
+                    )
+                    for index in range(count)
+                )
+            )
+            channels = out
+            attention = nn.ModuleList(
+                NonLocal(out, non_local_channels or out // 2) for _ in range(non_local[number - 1])
+            )
+            setattr(self, f"layer{number}", stage)
+            setattr(self, f"NL_{number}", attention)
+            if number == 3:
+                self.shapes["stage3.0"] = MapShape(out, rows, columns, signed=len(attention) == count)
+            self.shapes[f"stage{number}"] = MapShape(out, rows, columns, signed=len(attention) > 0)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
-            elif isinstance(module, Bottleneck):
-                nn.init.zeros_(module.bn3.weight)
 
     def forward(self, images: Tensor, want: Sequence[str], cameras: Tensor | None = None) -> Mapping[str, Tensor]:
-        """(B, 3, H, W) normalised -> `{stage: (B, C, H, W)}` for the wanted stages; later stages are not computed."""
+        """(B, 3, H, W) normalised -> `{name: (B, C, H, W)}` for the wanted maps; what comes later is not computed."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        maps = {}
-        for number, stage in enumerate(STAGES, 1):
-            if not set(STAGES[number - 1 :]) & set(want):
+        maps: dict[str, Tensor] = {}
+        for name, modules in self._steps():
+            if len(maps) == len(set(want)):
                 break
-            x = getattr(self, f"layer{number}")(x)
-            if stage in want:
-                maps[stage] = x
+            for module in modules:
+                x = module(x)
+            if name in want:
+                maps[name] = x
         return maps
 
     def tail(self, after: str) -> nn.Sequential:
-        """Return a copy of the stages after map `after`."""
-        later = [copy.deepcopy(getattr(self, f"layer{number}")) for number in range(STAGES.index(after) + 2, 5)]
-        return nn.Sequential(*later)
+        """Return a copy of what follows map `after`: blocks, each with its non-local block if it has one."""
+        steps = list(self._steps())
+        start = [name for name, _ in steps].index(after) + 1
+        return nn.Sequential(*copy.deepcopy([module for _, modules in steps[start:] for module in modules]))
+
+    def _steps(self) -> Iterator[tuple[str, list[nn.Module]]]:
+        """Yield each block, with its non-local block if it has one, and the name of the map that they give."""
+        for number in range(1, self.stages + 1):
+            blocks, attention = getattr(self, f"layer{number}"), getattr(self, f"NL_{number}")
+            plain = len(blocks) - len(attention)
+            for index, block in enumerate(blocks):
+                name = f"stage{number}" if index == len(blocks) - 1 else f"stage{number}.{index}"
+                yield name, [block] if index < plain else [block, attention[index - plain]]
 
 
-def _stage(block: type[BasicBlock | Bottleneck], channels: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
-    out = planes * block.expansion
-    downsample = None
-    if stride != 1 or channels != out:
-        downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride, bias=False), nn.BatchNorm2d(out))
-    first = block(channels, planes, stride, downsample)
-    return nn.Sequential(first, *(block(out, planes) for _ in range(blocks - 1)))
-
-
-def load_weights(resnet: ResNet, name: str, weights: str) -> None:
-    """Load "imagenet" (torchvision's file for `name`), a file, or nothing ("none").
-
-    Raises ReidError when the file is not there and cannot be fetched, or does not fit. On the meta device, where only
-    shapes are checked, nothing is fetched or read.
-    """
-    meta = resnet.conv1.weight.is_meta
-    if weights == "none" or (weights == "imagenet" and meta):
-        return
-    path = _imagenet(name) if weights == "imagenet" else Path(weights)
-    if not path.is_file():
-        raise ReidError(f"backbone.weights: found '{path}', which is no file; expected 'imagenet', 'none' or a file")
-    if meta:
-        return
-    state = {key: value for key, value in _read(path).items() if not key.startswith("fc.")}
-    own = resnet.state_dict()
-    wrong = [
-        *(f"lacks {key}" for key in own if key not in state and not key.endswith("num_batches_tracked")),
-        *(f"has {key}" for key in state if key not in own),
-        *(f"has another shape of {key}" for key in state if key in own and state[key].shape != own[key].shape),
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ReidError(f"backbone.weights: {path} does not fit {name}: it {', '.join(wrong[:3])}{more}")
-    resnet.load_state_dict(state, strict=False)
-
-
-def _imagenet(name: str) -> Path:
-    """Return torchvision's file for `name`, fetched when it is not there yet."""
-    from torchvision.models import get_model_weights
-
-    url = get_model_weights(name)["IMAGENET1K_V1"].url  # V2's recipe transfers less well
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if not file.exists():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.rpartition("-")[2])
-        except (OSError, RuntimeError, HTTPException) as error:
-            raise ReidError(
-                f"backbone.weights: cannot fetch the ImageNet weights of {name} ({error}); put the file {file.name} "
-                f'of torchvision into {file.parent}, or write weights = "none" to start from random weights'
-            ) from None
-    return file
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from reidcore.checkpoint import load_tensors
-
-    if path.suffix == ".safetensors":
-        return load_tensors(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's own advice is to run the code in the file
-        raise ReidError(
-            f"backbone.weights: cannot read {path}, which is damaged or holds more than tensors "
-            f"({type(error).__name__}); expected what torch.save(model.state_dict(), FILE) writes, or safetensors"
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise ReidError(f"backbone.weights: {path} is not a state dict: a dict of names and tensors")
-    return state
+def _conv3x3(channels: int, out: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, 3, stride, padding=1, groups=groups, bias=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -96,28 +97,17 @@ class RandomResizedCrop:
         return self.resize(image[:, row : row + h, column : column + w])
 
 
-class ColorJitter:
-    """torchvision's colour jitter, with a probability."""
+class RandomApply(v2.RandomApply):  # type: ignore[misc]
+    """torchvision's transforms of an image that keep its size, with a probability."""
 
     resizes = False
-
-    def __init__(self, probability: float, brightness: float, contrast: float, saturation: float, hue: float) -> None:
-        self.probability = probability
-        self.jitter = v2.ColorJitter(brightness, contrast, saturation, hue)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """(3, H, W) -> (3, H, W)."""
-        if _uniform(0, 1) >= self.probability:
-            return image
-        changed: Tensor = self.jitter(image)
-        return changed
 
 
 class RandomErasing:
     """Erase a rectangle of random place, area and shape (Zhong et al. 2020).
 
     `area` is a range of shares of the image, `ratio` a range of height over width, uniform in its logarithm. A
-    rectangle that does not fit is drawn again, ten times at most.
+    rectangle that does not fit is drawn again, ten times at most; then nothing is erased.
     """
 
     resizes = False
@@ -136,21 +126,80 @@ class RandomErasing:
         if _uniform(0, 1) >= self.probability:
             return image
         _, height, width = image.shape
-        for _ in range(10):
-            area = height * width * _uniform(*self.area)
-            ratio = math.exp(_uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
-            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < h < height and 0 < w < width:
-                top, left = _integer(height - h + 1), _integer(width - w + 1)
-                image = image.clone()
-                image[:, top : top + h, left : left + w] = self._colours(h, w)
-                break
+        h, w = _rectangle(height, width, self.area, self.ratio)
+        image = image.clone()
+        _window(image, h, w).copy_(self._colours(h, w))
         return image
 
     def _colours(self, h: int, w: int) -> Tensor:
         if self.fill == "random":
             return torch.randint(0, 256, (3, h, w), dtype=torch.uint8)
         return _MEAN if self.fill == "mean" else torch.zeros_like(_MEAN)
+
+
+class RandomPatch:
+    """Paste a rectangle of another image of the batch (Zhou et al. 2019, who keep a pool of such patches).
+
+    `area` and `ratio` are as in `RandomErasing`, of the size that fits into both images. The rectangle is pasted at
+    another random place than it is taken from.
+    """
+
+    resizes = False
+    mixes = True
+
+    def __init__(self, probability: float, area: tuple[float, float], ratio: tuple[float, float]) -> None:
+        self.probability, self.area, self.ratio = probability, area, ratio
+
+    def __call__(self, image: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """(3, H, W) and others of any size -> (3, H, W), a new tensor where something is pasted."""
+        if not others or _uniform(0, 1) >= self.probability:
+            return image
+        other = others[_integer(len(others))]
+        height, width = map(min, image.shape[1:], other.shape[1:])
+        h, w = _rectangle(height, width, self.area, self.ratio)
+        image = image.clone()
+        _window(image, h, w).copy_(_window(other, h, w))
+        return image
+
+
+class Cutout:
+    """Cut out a square of zeros (DeVries and Taylor 2017).
+
+    Its side is `size` times the image's shorter side, its centre any pixel, so that the border may cut it off.
+    """
+
+    resizes = False
+
+    def __init__(self, probability: float, size: float) -> None:
+        self.probability, self.size = probability, size
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> (3, H, W), a new tensor where something is cut out."""
+        if _uniform(0, 1) >= self.probability:
+            return image
+        _, height, width = image.shape
+        side = max(1, round(self.size * min(height, width)))
+        top, left = _integer(height) - side // 2, _integer(width) - side // 2
+        image = image.clone()
+        image[:, max(0, top) : top + side, max(0, left) : left + side] = 0
+        return image
+
+
+def _rectangle(height: int, width: int, area: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int]:
+    """Return the height and width of a random rectangle that is smaller than an image, or (0, 0) after ten failures."""
+    for _ in range(10):
+        pixels = height * width * _uniform(*area)
+        shape = math.exp(_uniform(math.log(ratio[0]), math.log(ratio[1])))
+        h, w = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
+        if 0 < h < height and 0 < w < width:
+            return h, w
+    return 0, 0
+
+
+def _window(image: Tensor, h: int, w: int) -> Tensor:
+    """Return a view of a random part of `h` by `w` pixels."""
+    top, left = _integer(image.shape[1] - h + 1), _integer(image.shape[2] - w + 1)
+    return image[:, top : top + h, left : left + w]
 
 
 def _border(size: int, wanted: int) -> tuple[int, int]:

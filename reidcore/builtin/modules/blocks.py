@@ -1,0 +1,77 @@
+"""What residual networks are extended with. B batch, C channels, H W map, N = HW positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """Instance norm: each channel of each image is given mean 0 and variance 1, then a learned scale and shift."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), in the layout that the convolutions around it compute in."""
+        return super().forward(x).contiguous(memory_format=torch.channels_last)
+
+
+class InstanceBatchNorm(nn.Module):
+    """IBN-a: instance norm of the first half of the channels, batch norm of the rest (Pan et al. 2018)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.IN = InstanceNorm(half)
+        self.BN = nn.BatchNorm2d(channels - half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        half = self.IN.num_features
+        return torch.cat((self.IN(x[:, :half]), self.BN(x[:, half:])), dim=1)
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales each channel by a factor in 0..1, computed from the means of all channels (Hu et al. 2018)."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        inner = max(1, channels // reduction)
+        self.fc = nn.Sequential(
+            nn.Linear(channels, inner, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Linear(inner, channels, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        scale: Tensor = self.fc(x.mean((2, 3)))
+        return x * scale[:, :, None, None]
+
+
+class NonLocal(nn.Module):
+    """Non-local block in its dot-product form (Wang et al. 2018, equation 4 and section 3.3).
+
+    Position i receives W(1/N sum over j of (theta(x_i) . phi(x_j)) g(x_j)), on top of what it holds. `inner` is the
+    number of channels of theta, phi and g. A batch norm ends W; its scale starts at 0, and so the block as the
+    identity.
+    """
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.g = nn.Conv2d(channels, inner, 1)
+        self.theta = nn.Conv2d(channels, inner, 1)
+        self.phi = nn.Conv2d(channels, inner, 1)
+        norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(norm.weight)
+        self.W = nn.Sequential(nn.Conv2d(inner, channels, 1), norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        g, theta, phi = (project(x).flatten(2) for project in (self.g, self.theta, self.phi))  # (B, inner, N)
+        # g (phi^T theta) = (g phi^T) theta, which needs no N x N matrix
+        y = (g @ phi.transpose(1, 2) / g.shape[2]) @ theta
+        change: Tensor = self.W(y.unflatten(2, x.shape[2:]))
+        return x + change

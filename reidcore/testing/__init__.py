@@ -1,0 +1,76 @@
+"""The contract checks that authors of plugins run.
+
+The whole test file of a plugin called `maxpool`:
+
+    from reidcore.testing import contract
+
+    test_contract = contract("maxpool")
+
+This makes one test for each component and check, such as `aggregator-maxpool-is_deterministic_under_a_seed`. This
+module needs pytest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from reidcore.catalog import Catalog, discover
+from reidcore.kinds import KINDS
+from reidcore.testing.kit import Kit
+
+
+def contract(
+    plugin: str,
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+    catalog: Catalog | None = None,
+) -> Callable[..., None]:
+    """Return a test function with one case for each component of `plugin` and check of its kind.
+
+    `options`: `{component: {option: value}}`, as a recipe would say, for components that need some; small networks
+    make the checks fast, and of a backbone with an option `weights` the checks use "none". `expected_failures`:
+    `{"component-check": reason}`, cases that must fail. Raises ReidError when the plugin is not installed or did not
+    load.
+    """
+    from reidcore.testing.checks import CHECKS
+
+    found = catalog or discover()
+    components = _components(found, plugin)
+    chosen, excused = dict(options or {}), dict(expected_failures or {})
+    unknown = set(chosen) - {component.name for _, component in components}
+    if unknown:
+        raise ValueError(f"options: plugin '{plugin}' has no component {', '.join(sorted(unknown))}")
+    cases = []
+    for kind, component in components:
+        kit = Kit(found, kind, component, dict(chosen.get(component.name, {})))
+        for check in CHECKS["every"] + CHECKS[kind]:
+            reason = excused.pop(f"{component.name}-{check.__name__}", None)
+            marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+            cases.append(pytest.param(check, kit, id=f"{kind}-{component.name}-{check.__name__}", marks=marks))
+    if excused:
+        raise ValueError(f"expected_failures: there is no case {', '.join(sorted(excused))}")
+
+    @pytest.mark.parametrize(("check", "kit"), cases)
+    def test_contract(check: Callable[[Kit], None], kit: Kit) -> None:
+        check(kit)
+
+    return test_contract
+
+
+def _components(catalog: Catalog, plugin: str) -> list[tuple[str, Any]]:
+    from reidcore.errors import ReidError
+
+    for known in catalog.plugins:
+        if known.name == plugin:
+            if known.status != "ok":
+                raise ReidError(f"plugin '{plugin}' is {known.status}: {known.error}\n{known.trace}")
+            return [(kind, component) for kind in KINDS for component in known.components.get(kind, ())]
+    names = ", ".join(known.name for known in catalog.plugins)
+    raise ReidError(f"no plugin is called '{plugin}'; there are {names}")
+
+
+__all__ = ["Kit", "contract"]

@@ -1,0 +1,131 @@
+"""Every part of the core keeps the contract of its kind, and a broken part is found out."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from attrs import frozen
+from PIL import Image
+
+from reidcore.catalog import Catalog
+from reidcore.component import Component, option
+from reidcore.errors import ReidError
+from reidcore.testing import Kit, checks, contract
+
+DATA = tempfile.TemporaryDirectory()
+
+
+def image(path: str) -> None:
+    file = Path(DATA.name) / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((20, 12, 3), np.uint8)).save(file)
+
+
+for split in ("train", "query", "gallery"):
+    image(f"folder/{split}/{1 if split == 'train' else 2:04d}_c{1 + (split == 'query')}_a.png")
+for folder, identity in (("bounding_box_train", 1), ("query", 2), ("bounding_box_test", 2)):
+    image(f"market/{folder}/{identity:04d}_c1s1_000001_00.jpg")
+(Path(DATA.name) / "table.csv").write_text(
+    "path,identity,camera,split\n"
+    + "".join(f"folder/{s}/{n}_a.png,{n[:4]},1,{s}\n" for s, n in (("train", "0001_c1"), ("query", "0002_c2")))
+)
+
+test_core = contract(
+    "core",
+    options={
+        "folder": {"root": f"{DATA.name}/folder"},
+        "market1501": {"root": f"{DATA.name}/market"},
+        "csv": {"file": f"{DATA.name}/table.csv"},
+        "resnet18": {"base": 8, "se": True, "non_local": [0, 1, 1, 0]},
+        "resnet34": {"base": 8, "ibn": "a", "stem_pool": "ceil"},
+        "resnet50": {"base": 8, "ibn": "b", "non_local": [0, 2, 3, 0]},
+        "resnet101": {"base": 8, "last_stride": 2},
+        "resnet152": {"base": 8, "stages": 3},
+        "resnext50-32x4d": {"base": 16},
+        "resnext101-32x4d": {"base": 16},
+        "resnext101-32x8d": {"base": 16},
+        "weighted-sets": {"weights": [2, 1]},
+    },
+)
+
+
+def kit(kind: str, build, **fields) -> Kit:
+    """Return the kit of a component whose config builds what `build` returns."""
+    name = type("Part", (), {"__doc__": "A part.", "__annotations__": {}, **fields, "build": build})
+    component = Component(name="part", config=frozen(kw_only=True)(name))
+    plural = {"loss": "losses"}.get(kind, f"{kind}s")
+    (found,) = [c for c in Catalog.of(**{plural: [component]}).components(kind) if c.name == "part"]
+    return Kit(Catalog.of(), kind, found, {})
+
+
+def broken_transform(self, height, width):
+    class Noise:
+        resizes = False
+
+        def __call__(self, image):
+            return (image + np.random.randint(0, 9)).byte()
+
+    return Noise()
+
+
+def changing_transform(self, height, width):
+    class InPlace:
+        resizes = False
+
+        def __call__(self, image):
+            return image.fill_(0)
+
+    return InPlace()
+
+
+def lying_sampler(self, labels, cameras, seed):
+    class Endless:
+        def __len__(self):
+            return 3
+
+        def batches(self, epoch):
+            yield [0, 1]
+
+    return Endless()
+
+
+@pytest.mark.parametrize(
+    ("kind", "build", "check"),
+    [
+        ("transform", changing_transform, checks.images_stay_images),
+        ("sampler", lying_sampler, checks.epochs_are_finite_and_as_long_as_said),
+        ("sampler", lying_sampler, checks.batches_are_a_function_of_the_epoch_and_the_seed),
+        ("scheduler", lambda self, steps, epochs: lambda step: -1.0, checks.factors_are_finite_at_every_step),
+        ("task", lambda self: object(), checks.has_what_the_loop_calls),
+    ],
+)
+def test_a_broken_part_is_found_out(kind, build, check) -> None:
+    with pytest.raises(AssertionError):
+        check(kit(kind, build))
+
+
+def test_chance_from_elsewhere_is_found_out(monkeypatch) -> None:
+    # the check pickles what it is given, as loader processes do; the class here is local
+    monkeypatch.setattr(checks.pickle, "loads", lambda data: data)
+    monkeypatch.setattr(checks.pickle, "dumps", lambda part: part)
+    with pytest.raises(AssertionError):
+        checks.chance_comes_from_torch_alone(kit("transform", broken_transform))
+
+
+def test_an_option_without_help_and_a_config_that_can_change_are_found_out() -> None:
+    silent = kit("task", lambda self: object(), depth=option(1, help=""), __annotations__={"depth": int})
+    with pytest.raises(AssertionError, match="depth"):
+        checks.has_a_summary_and_help_for_every_option(silent)
+
+
+def test_a_plugin_that_is_not_installed_is_named() -> None:
+    with pytest.raises(ReidError, match="no plugin is called 'nowhere'; there are core"):
+        contract("nowhere", catalog=Catalog.of())
+
+
+def test_options_and_expected_failures_must_be_of_something() -> None:
+    with pytest.raises(ValueError, match="has no component gemm"):
+        contract("core", options={"gemm": {}})
+    with pytest.raises(ValueError, match="there is no case gem-nothing"):
+        contract("core", expected_failures={"gem-nothing": "why"})
