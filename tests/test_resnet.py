@@ -15,8 +15,10 @@ from torchvision.models import get_model_weights
 
 from reidcore.builtin.backbones import _RESNETS as backbones
 from reidcore.builtin.backbones import reidcore_backbones
-from reidcore.builtin.modules.resnet import STAGES, ResNet, load_weights
+from reidcore.builtin.modules.resnet import ResNet, load_weights
 from reidcore.errors import ReidError
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 REFERENCES: dict[int, Callable[[], nn.Module]] = {
     18: torchvision.models.resnet18,
@@ -330,3 +332,17 @@ def test_residual_branches_start_at_nothing() -> None:
         block = resnet.layer1[1]
         x = torch.rand(2, resnet.shapes["stage1"].channels, 4, 4)
         assert torch.equal(block(x), x)
+
+
+def test_stages_that_are_not_built_take_no_parameters_and_their_weights_are_left_out(weights18, tmp_path) -> None:
+    torch.save(weights18, tmp_path / "weights.pth")
+    short, whole = ResNet(18, 32, 32, stages=3).eval(), ResNet(18, 32, 32).eval()
+    for resnet in (short, whole):
+        load_weights(resnet, "resnet18", str(tmp_path / "weights.pth"))
+    assert tuple(short.shapes) == STAGES[:3]
+    assert not any(name.startswith("layer4") for name in short.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    maps = short(images, ("stage2", "stage3"))
+    torch.testing.assert_close(maps["stage3"], whole(images, ("stage3",))["stage3"])
+    torch.testing.assert_close(short.tail("stage2").eval()(maps["stage2"]), maps["stage3"])
+    assert len(short.tail("stage3")) == 0

@@ -23,6 +23,7 @@ class _ResNetConfig:
         64, help="channels of the stem, with which all stages scale; 64 is the published network", at_least=1
     )
     stem_stride: Literal[2, 4] = option(2, help="stride of the first layer; 4 takes a quarter of the time")
+    stages: int = option(4, help="how many stages to build; the last one's map is the default", at_least=1, at_most=4)
     weights: str = option("imagenet", help="'imagenet' (torchvision's), 'none' or a file of weights")
 
     def __attrs_post_init__(self) -> None:
@@ -35,7 +36,15 @@ class _ResNetConfig:
     def build(self, height: int, width: int) -> ResNet:
         from reidcore.builtin.modules.resnet import ResNet, load_weights
 
-        resnet = ResNet(self.depth, height, width, self.last_stride, self.base, self.stem_stride)
+        resnet = ResNet(
+            self.depth,
+            height,
+            width,
+            last_stride=self.last_stride,
+            base=self.base,
+            stem_stride=self.stem_stride,
+            stages=self.stages,
+        )
         load_weights(resnet, f"resnet{self.depth}", self.weights)
         return resnet
 

@@ -15,7 +15,6 @@ from reidcore.errors import ReidError
 from reidcore.types import MapShape
 
 _LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-STAGES = ("stage1", "stage2", "stage3", "stage4")
 
 
 class ResNet(nn.Module):
@@ -23,15 +22,22 @@ class ResNet(nn.Module):
 
     It offers the maps `stage1` to `stage4`; with `last_stride` 1 the last one is at 1/16 of the image (Sun et al.
     2018). `base` is the number of channels of the stem, 64 in the published network; the stages scale with it.
-    A `stem_stride` of 4 halves the height and width of every map. Each residual branch starts at 0 (Goyal et al.
-    2017). Parameters are called as in torchvision, whose state dicts fit.
+    A `stem_stride` of 4 halves the height and width of every map. Only the first `stages` are built. Each residual
+    branch starts at 0 (Goyal et al. 2017). Parameters are called as in torchvision, whose state dicts fit.
     """
 
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
 
     def __init__(
-        self, depth: int, height: int, width: int, last_stride: int = 1, base: int = 64, stem_stride: int = 2
+        self,
+        depth: int,
+        height: int,
+        width: int,
+        last_stride: int = 1,
+        base: int = 64,
+        stem_stride: int = 2,
+        stages: int = 4,
     ) -> None:
         super().__init__()
         block = BasicBlock if depth < 50 else Bottleneck
@@ -43,7 +49,8 @@ class ResNet(nn.Module):
         self.shapes: dict[str, MapShape] = {}
         for stride in (stem_stride, 2):
             height, width = -(-height // stride), -(-width // stride)
-        for number, (blocks, stride) in enumerate(zip(_LAYERS[depth], (1, 2, 2, last_stride), strict=True), 1):
+        strides = (1, 2, 2, last_stride)
+        for number, (blocks, stride) in enumerate(zip(_LAYERS[depth][:stages], strides, strict=False), 1):
             planes = base << (number - 1)
             layer = _stage(block, channels, planes, blocks, stride)
             channels = planes * block.expansion
@@ -62,8 +69,9 @@ class ResNet(nn.Module):
         """(B, 3, H, W) normalised -> `{stage: (B, C, H, W)}` for the wanted stages; later stages are not computed."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = {}
-        for number, stage in enumerate(STAGES, 1):
-            if not set(STAGES[number - 1 :]) & set(want):
+        stages = tuple(self.shapes)
+        for number, stage in enumerate(stages, 1):
+            if not set(stages[number - 1 :]) & set(want):
                 break
             x = getattr(self, f"layer{number}")(x)
             if stage in want:
@@ -72,8 +80,9 @@ class ResNet(nn.Module):
 
     def tail(self, after: str) -> nn.Sequential:
         """Return a copy of the stages after map `after`."""
-        later = [copy.deepcopy(getattr(self, f"layer{number}")) for number in range(STAGES.index(after) + 2, 5)]
-        return nn.Sequential(*later)
+        stages = tuple(self.shapes)
+        later = range(stages.index(after) + 2, len(stages) + 1)
+        return nn.Sequential(*(copy.deepcopy(getattr(self, f"layer{number}")) for number in later))
 
 
 def _stage(block: type[BasicBlock | Bottleneck], channels: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
@@ -99,7 +108,8 @@ def load_weights(resnet: ResNet, name: str, weights: str) -> None:
         raise ReidError(f"backbone.weights: found '{path}', which is no file; expected 'imagenet', 'none' or a file")
     if meta:
         return
-    state = {key: value for key, value in _read(path).items() if not key.startswith("fc.")}
+    unused = ("fc.", *(f"layer{number}." for number in range(len(resnet.shapes) + 1, 5)))
+    state = {key: value for key, value in _read(path).items() if not key.startswith(unused)}
     own = resnet.state_dict()
     wrong = [
         *(f"lacks {key}" for key in own if key not in state and not key.endswith("num_batches_tracked")),
