@@ -6,6 +6,7 @@ import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 import torchvision
@@ -336,7 +337,7 @@ def test_residual_branches_start_at_nothing() -> None:
 
 def test_stages_that_are_not_built_take_no_parameters_and_their_weights_are_left_out(weights18, tmp_path) -> None:
     torch.save(weights18, tmp_path / "weights.pth")
-    short, whole = ResNet(18, 32, 32, stages=3).eval(), ResNet(18, 32, 32).eval()
+    short, whole = ResNet(18, 32, 32, last_stride=2, stages=3).eval(), ResNet(18, 32, 32).eval()
     for resnet in (short, whole):
         load_weights(resnet, "resnet18", str(tmp_path / "weights.pth"))
     assert tuple(short.shapes) == STAGES[:3]
@@ -346,3 +347,12 @@ def test_stages_that_are_not_built_take_no_parameters_and_their_weights_are_left
     torch.testing.assert_close(maps["stage3"], whole(images, ("stage3",))["stage3"])
     torch.testing.assert_close(short.tail("stage2").eval()(maps["stage2"]), maps["stage3"])
     assert len(short.tail("stage3")) == 0
+
+
+def test_the_last_stride_is_that_of_the_last_stage_which_is_built() -> None:
+    coarse, fine = (ResNet(18, 64, 32, stages=3, last_stride=stride) for stride in (2, 1))
+    assert [tuple(shape)[1:3] for shape in map(attrs.astuple, coarse.shapes.values())] == [(16, 8), (8, 4), (4, 2)]
+    assert [tuple(shape)[1:3] for shape in map(attrs.astuple, fine.shapes.values())] == [(16, 8), (8, 4), (8, 4)]
+    maps = fine(torch.zeros(2, 3, 64, 32), ("stage3",))
+    assert maps["stage3"].shape == (2, 256, 8, 4)
+    assert ResNet(18, 64, 32, stages=1, last_stride=2).shapes["stage1"].height == 16
