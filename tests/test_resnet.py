@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 import torchvision
