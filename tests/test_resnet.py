@@ -4,7 +4,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import torch
 import torchvision
@@ -404,3 +403,27 @@ def test_the_file_of_the_combination_is_asked_for(tmp_path: Path, monkeypatch: p
     torch.save({**published, "fc.weight": torch.zeros(1000, 512)}, tmp_path / "checkpoints/resnet18_ibn_a-2f571257.pth")
     backbone = config.build(32, 32)
     assert torch.equal(backbone.layer1[0].bn1.IN.weight, published["layer1.0.bn1.IN.weight"])
+
+
+@torch.no_grad()
+def test_stages_that_are_not_built_take_no_parameters_and_their_weights_are_left_out(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(randomized(reference("resnet18")).state_dict(), tmp_path / "weights.pth")
+    weights = str(tmp_path / "weights.pth")
+    short = CONFIGS["resnet18"](weights=weights, stages=3, last_stride=2).build(32, 32).eval()
+    whole = CONFIGS["resnet18"](weights=weights).build(32, 32).eval()
+    assert tuple(short.shapes) == ("stage1", "stage2", "stage3.0", "stage3")
+    assert not any(name.startswith("layer4") for name in short.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    maps = short(images, ("stage2", "stage3"))
+    assert torch.equal(maps["stage3"], whole(images, ("stage3",))["stage3"])
+    assert torch.equal(short.tail("stage2").eval()(maps["stage2"]), maps["stage3"])
+    assert len(short.tail("stage3")) == 0
+
+
+def test_the_last_stride_is_that_of_the_last_stage_which_is_built() -> None:
+    coarse, fine = (build("resnet18", 64, 32, stages=3, last_stride=stride) for stride in (2, 1))
+    sizes = [[(shape.height, shape.width) for shape in backbone.shapes.values()] for backbone in (coarse, fine)]
+    assert sizes == [[(16, 8), (8, 4), (4, 2), (4, 2)], [(16, 8), (8, 4), (8, 4), (8, 4)]]
+    assert fine(torch.zeros(2, 3, 64, 32), ("stage3",))["stage3"].shape == (2, 256, 8, 4)
+    assert build("resnet18", 64, 32, stages=1, last_stride=2).shapes["stage1"].height == 16
