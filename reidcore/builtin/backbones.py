@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 class _ResNetConfig:
     depth: ClassVar[int]
 
-    last_stride: Literal[1, 2] = option(1, help="stride of the last stage; with 1 its map is as large as the one before")
+    last_stride: Literal[1, 2] = option(
+        1, help="stride of the last stage; with 1 its map is as large as the one before"
+    )
     base: int = option(
         64, help="channels of the stem, with which all stages scale; 64 is the published network", at_least=1
     )
