@@ -239,18 +239,19 @@ def test_jitter_of_brightness_is_one_factor_for_all_pixels() -> None:
     assert 114 < max(map(int, values)) <= 120
 
 
-def test_a_crop_larger_than_the_image_shows_all_of_it_smaller_on_the_mean_colour() -> None:
-    white = torch.full((3, 100, 100), 255, dtype=torch.uint8)
-    crop = RandomResizedCrop(200, 200, (4.0, 4.0), (1.0, 1.0))
+def test_a_crop_larger_than_the_image_shows_all_of_it_smaller_with_its_edges_extended() -> None:
+    image = torch.full((3, 100, 100), 200, dtype=torch.uint8)
+    image[:, :, 50:] = 100  # the edges are 200 on the left and 100 on the right
+    image[:, 30:70, 30:70] = 0
+    crop = RandomResizedCrop(200, 200, (4.0, 4.0), (1.0, 1.0))  # as large as the rectangle, so nothing is interpolated
     centres = []
     for seed in range(20):
-        result = seeded(crop, white, seed)
-        shown = (result == 255).all(0)
-        rows, columns = shown.nonzero(as_tuple=True)
-        assert 97 <= rows.max() - rows.min() + 1 <= 101
-        assert 97 <= columns.max() - columns.min() + 1 <= 101
-        corner = result[:, 0, 0] if not shown[0, 0] else result[:, -1, -1]
-        assert (corner.int() - torch.tensor([124, 116, 104])).abs().max() <= 1
+        result = seeded(crop, image, seed)
+        rows, columns = (result == 0).all(0).nonzero(as_tuple=True)
+        top, left = int(rows.min()), int(columns.min())
+        assert (result[:, top : top + 40, left : left + 40] == 0).all() and len(rows) == 1600
+        assert (result[:, :top, : left + 20] == 200).all() and (result[:, :top, left + 20 :] == 100).all()
+        assert (result[:, :, :left] == 200).all() and (result[:, :, left + 40 :] == 100).all()
         centres.append(rows.float().mean().item())
     assert min(centres) < 80
     assert max(centres) > 120

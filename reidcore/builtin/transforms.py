@@ -56,7 +56,7 @@ class RandomResizedCrop:
     """Crop a part of random size, place and shape, and resize it to the input size."""
 
     area: tuple[float, float] = option(
-        (0.5, 1.0), help="smallest and largest share of the image; above 1 it is shown smaller, with a border", above=0
+        (0.5, 1.0), help="smallest and largest share of the image; above 1 it is shown smaller, edges extended", above=0
     )
     ratio: tuple[float, float] = option(
         (0.75, 1.3333), help="smallest and largest change of width over height, against the image's", above=0

@@ -72,7 +72,7 @@ class RandomResizedCrop:
 
     `area` is a range of shares of the image, `ratio` one of the rectangle's width over height against the image's own,
     uniform in its logarithm, so that a tall image stays a tall one. A rectangle larger than the image shows it smaller,
-    on ImageNet's mean colour: with shares on both sides of 1 things are as large in training as in testing, which they
+    with its edges extended: with shares on both sides of 1 things are as large in training as in testing, which they
     are not when every crop enlarges (Touvron et al. 2019).
     """
 
@@ -91,7 +91,7 @@ class RandomResizedCrop:
         top, bottom = _border(height, h)
         left, right = _border(width, w)
         if top or bottom or left or right:
-            image = F.pad(image, [left, top, right, bottom], fill=_MEAN.flatten().tolist())
+            image = F.pad(image, [left, top, right, bottom], padding_mode="edge")
         row, column = _integer(image.shape[1] - h + 1), _integer(image.shape[2] - w + 1)
         return self.resize(image[:, row : row + h, column : column + w])
 
