@@ -23,7 +23,8 @@ class ResNet(nn.Module):
     It offers the maps `stage1` to `stage4`; with `last_stride` 1 the last one is at 1/16 of the image (Sun et al.
     2018). `base` is the number of channels of the stem, 64 in the published network; the stages scale with it.
     A `stem_stride` of 4 halves the height and width of every map. Only the first `stages` are built, the last of which
-    has `last_stride`. Each residual branch starts at 0 (Goyal et al. 2017). Parameters are called as in torchvision, whose state dicts fit.
+    has `last_stride`. Each residual branch starts at 0 (Goyal et al. 2017). Parameters are called as in torchvision,
+    whose state dicts fit.
     """
 
     mean = (0.485, 0.456, 0.406)
