@@ -6,7 +6,6 @@ import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
-import attrs
 import pytest
 import torch
 import torchvision
@@ -351,8 +350,9 @@ def test_stages_that_are_not_built_take_no_parameters_and_their_weights_are_left
 
 def test_the_last_stride_is_that_of_the_last_stage_which_is_built() -> None:
     coarse, fine = (ResNet(18, 64, 32, stages=3, last_stride=stride) for stride in (2, 1))
-    assert [tuple(shape)[1:3] for shape in map(attrs.astuple, coarse.shapes.values())] == [(16, 8), (8, 4), (4, 2)]
-    assert [tuple(shape)[1:3] for shape in map(attrs.astuple, fine.shapes.values())] == [(16, 8), (8, 4), (8, 4)]
-    maps = fine(torch.zeros(2, 3, 64, 32), ("stage3",))
-    assert maps["stage3"].shape == (2, 256, 8, 4)
-    assert ResNet(18, 64, 32, stages=1, last_stride=2).shapes["stage1"].height == 16
+    sizes = [[(shape.height, shape.width) for shape in resnet.shapes.values()] for resnet in (coarse, fine)]
+    assert sizes == [[(16, 8), (8, 4), (4, 2)], [(16, 8), (8, 4), (8, 4)]]
+    for stages, stride, expected in ((3, 1, (2, 256, 8, 4)), (1, 2, (2, 64, 8, 4)), (1, 1, (2, 64, 16, 8))):
+        last = f"stage{stages}"
+        maps = ResNet(18, 64, 32, stages=stages, last_stride=stride)(torch.zeros(2, 3, 64, 32), (last,))
+        assert maps[last].shape == expected

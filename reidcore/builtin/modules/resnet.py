@@ -51,8 +51,7 @@ class ResNet(nn.Module):
         for stride in (stem_stride, 2):
             height, width = -(-height // stride), -(-width // stride)
         strides = [1, 2, 2, 2][:stages]
-        if stages > 1:
-            strides[-1] = last_stride
+        strides[-1] = last_stride
         for number, (blocks, stride) in enumerate(zip(_LAYERS[depth][:stages], strides, strict=True), 1):
             planes = base << (number - 1)
             layer = _stage(block, channels, planes, blocks, stride)
