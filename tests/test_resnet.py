@@ -425,5 +425,7 @@ def test_the_last_stride_is_that_of_the_last_stage_which_is_built() -> None:
     coarse, fine = (build("resnet18", 64, 32, stages=3, last_stride=stride) for stride in (2, 1))
     sizes = [[(shape.height, shape.width) for shape in backbone.shapes.values()] for backbone in (coarse, fine)]
     assert sizes == [[(16, 8), (8, 4), (4, 2), (4, 2)], [(16, 8), (8, 4), (8, 4), (8, 4)]]
-    assert fine(torch.zeros(2, 3, 64, 32), ("stage3",))["stage3"].shape == (2, 256, 8, 4)
-    assert build("resnet18", 64, 32, stages=1, last_stride=2).shapes["stage1"].height == 16
+    for stages, stride, expected in ((3, 1, (2, 256, 8, 4)), (1, 2, (2, 64, 8, 4)), (1, 1, (2, 64, 16, 8))):
+        last = f"stage{stages}"
+        backbone = build("resnet18", 64, 32, stages=stages, last_stride=stride)
+        assert backbone(torch.zeros(2, 3, 64, 32), (last,))[last].shape == expected

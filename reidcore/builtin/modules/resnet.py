@@ -70,9 +70,9 @@ class ResNet(nn.Module):
     It offers the maps `stage1` to `stage4`, and `stage3.0` after the first block of stage 3, where multi-granularity
     networks branch. `blocks` are the residual blocks of each stage; only the first `stages` are built, and the last of
     them has `last_stride`: with 1 the map of stage 4 is at 1/16 of the image (Sun et al. 2018). A `stem_stride` of 4
-    halves the height and width of every map. `base` is the number
-    of channels of the stem, 64 in the published networks; the stages scale with it. The stem's max pooling pads by 1
-    as in the published networks, or rounds its size up without padding (`stem_pool` "ceil").
+    halves the height and width of every map. `base` is the number of channels of the stem, 64 in the published
+    networks; the stages scale with it. The stem's max pooling pads by 1 as in the published networks, or rounds its
+    size up without padding (`stem_pool` "ceil").
 
     `ibn` "a" is instance norm in half of the first norm's channels of the blocks of stages 1 to 3; "b" is instance norm
     at the end of stages 1 and 2, and in place of the stem's batch norm (Pan et al. 2018, as released). `se` adds
@@ -118,8 +118,7 @@ class ResNet(nn.Module):
         rows, columns = ((-(-length // stem_stride) + pad) // 2 for length in (height, width))
         channels = base
         strides = [1, 2, 2, 2][:stages]
-        if stages > 1:
-            strides[-1] = last_stride
+        strides[-1] = last_stride
         for number, (count, stride) in enumerate(zip(blocks[:stages], strides, strict=True), 1):
             rows, columns = -(-rows // stride), -(-columns // stride)
             norm = ibn if number <= _IBN_STAGES[ibn] else "none"
