@@ -84,6 +84,7 @@ instances = 2
 
 [backbone]
 name = "resnet18"
+base = 16
 weights = "none"
 
 [training]

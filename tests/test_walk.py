@@ -1,6 +1,5 @@
 """Every network that a recipe can put together: it builds, trains one step and embeds, or is refused by name."""
 
-from functools import cache
 from itertools import product
 
 import attrs
@@ -66,22 +65,17 @@ def accepted(backbone: str, aggregator: str, head: str) -> bool:
     return True
 
 
-@cache
 def one_of_each() -> list[tuple[str, str, str]]:
     """Return combinations that together hold every part, each with the first others that it goes with."""
-    everything = [combination for combination in product(*NAMES.values()) if accepted(*combination)]
-    chosen = []
+    chosen: list[tuple[str, str, str]] = []
     for position, kind in enumerate(NAMES):
         for name in NAMES[kind]:
             if not any(combination[position] == name for combination in chosen):
-                chosen.append(next(combination for combination in everything if combination[position] == name))
+                with_it = (combination for combination in product(*NAMES.values()) if combination[position] == name)
+                first = next((combination for combination in with_it if accepted(*combination)), None)
+                assert first is not None, f"no network has the {kind} {name}"
+                chosen.append(first)
     return chosen
-
-
-@pytest.mark.parametrize("kind", NAMES)
-def test_every_part_is_accepted_with_some_others(kind: str) -> None:
-    position = list(NAMES).index(kind)
-    assert {combination[position] for combination in one_of_each()} == set(NAMES[kind])
 
 
 def test_every_part_trains_and_embeds_once() -> None:
@@ -90,7 +84,7 @@ def test_every_part_trains_and_embeds_once() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("combination", product(*NAMES.values()), ids="-".join)
+@pytest.mark.parametrize("combination", list(product(*NAMES.values())), ids="-".join)
 def test_every_network_trains_and_embeds_or_is_refused_by_name(combination: tuple[str, str, str]) -> None:
     if accepted(*combination):
         trains_and_embeds(*combination)

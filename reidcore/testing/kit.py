@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 
 from reidcore.catalog import Catalog
 from reidcore.component import Component
@@ -24,6 +24,7 @@ class Kit:
     kind: str
     component: Component
     options: Mapping[str, Any]
+    _fitting: list[Component] = field(factory=list, init=False)  # the backbone, once it has been looked for
 
     def config(self) -> Any:
         """Return the config, structured from the options as a recipe's table would be."""
@@ -40,16 +41,22 @@ class Kit:
         """Return a backbone of the catalog: the first that the component, an aggregator, accepts."""
         import torch
 
+        if not self._fitting:
+            self._fitting.append(self._fitting_backbone(size))
+        torch.manual_seed(0)
+        return self._config(self._fitting[0], {}).build(*size)
+
+    def _fitting_backbone(self, size: tuple[int, int]) -> Component:
+        import torch
+
         reasons = []
         for component in self.catalog.components("backbone"):
             try:
                 with torch.device("meta"):
                     self.config().build(self._config(component, {}).build(*size))
+                return component
             except (ContractError, KeyError, ValueError) as error:
                 reasons.append(f"{component.name}: {error}")
-                continue
-            torch.manual_seed(0)
-            return self._config(component, {}).build(*size)
         raise AssertionError(f"no backbone of the catalog goes with {self.component.name}: {'; '.join(reasons)}")
 
     def _config(self, component: Component, options: Mapping[str, Any]) -> Any:
