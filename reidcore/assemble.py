@@ -44,6 +44,8 @@ class Test:
     postprocess: Sequence[Any]
     source: int
     """Tests of the same source share their features."""
+    known_cameras: bool
+    """Whether the cameras are those of the training, with the same numbers."""
 
     def coverage(self) -> Coverage:
         """Return how many queries have a match. Raises DataError when none has one."""
@@ -112,6 +114,7 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
             protocol="all-cameras" if test.cameras == "ignore" else test.protocol,
             postprocess=tuple(part.build() for part in test.postprocess),
             source=number(test.dataset),
+            known_cameras=[entry.dataset for entry in recipe.train] == [test.dataset],  # joined sets are renumbered
         )
         for position, test in enumerate(recipe.test)
     )
@@ -170,7 +173,7 @@ def _hold_out(samples: list[Sample], share: float, seed: int) -> tuple[list[Samp
     query = {(sample.identity, sample.camera): sample for sample in reversed(gallery)}
     cameras = {sample.camera for sample in gallery}
     protocol = "cross-camera" if len(cameras) > 1 else "all-cameras"
-    test = Test("holdout", Splits((), tuple(query.values())[::-1], gallery), protocol, (), source=-1)
+    test = Test("holdout", Splits((), tuple(query.values())[::-1], gallery), protocol, (), -1, True)
     if not kept:
         raise DataError(f"evaluation.holdout = {share} leaves no identity of {len(identities)} to train on")
     try:
@@ -307,7 +310,9 @@ class Evaluator:
         results = {}
         for test in tests:
             if test.source not in cache:
-                cache[test.source] = (self.extract(model, test.splits.query), self.extract(model, test.splits.gallery))
+                parts = (test.splits.query, test.splits.gallery)
+                query, gallery = (self.extract(model, part, test.known_cameras) for part in parts)
+                cache[test.source] = (query, gallery)
             results[test.label] = evaluate(
                 *cache[test.source],
                 distance=self.options.distance,
@@ -318,8 +323,8 @@ class Evaluator:
             )
         return results
 
-    def extract(self, model: nn.Module, samples: Sequence[Sample]) -> Features:
-        """Return the features of samples, as the recipe's [evaluation] says."""
+    def extract(self, model: nn.Module, samples: Sequence[Sample], cameras: bool = False) -> Features:
+        """Return the features of samples, as the recipe's [evaluation] says; `cameras` tells the model theirs."""
         return extract(
             model,
             samples,
@@ -329,6 +334,7 @@ class Evaluator:
             workers=self.input.workers,
             device=self.device,
             precision=self.precision,
+            cameras=cameras,
             world=self.world,
         )
 

@@ -42,7 +42,10 @@ class Backbone(Protocol):
         """Standard deviation of pixel values in 0..1, RGB."""
 
     def __call__(self, images: Tensor, want: Sequence[str], cameras: Tensor | None = None) -> Mapping[str, Tensor]:
-        """(B, 3, H, W) normalised float -> `{name: (B, C, H, W)}` for each name in `want`."""
+        """(B, 3, H, W) normalised float -> `{name: (B, C, H, W)}` for each name in `want`.
+
+        `cameras`, (B,) int64, are numbered as in training, with `UNKNOWN` among them; images from elsewhere have none.
+        """
 
     def tail(self, after: str) -> nn.Module:
         """Return a copy of the stages that follow map `after`; the backbone keeps its own."""

@@ -5,11 +5,11 @@ import pytest
 import torch
 from attrs import evolve
 
-from reidcore.assemble import _combine, _hold_out, build_model, find_precision, read_data
+from reidcore.assemble import _combine, _hold_out, build_model, find_precision, make_evaluator, read_data
 from reidcore.checkpoint import load_state, load_tensors, save_state
 from reidcore.errors import RunError
 from reidcore.recipe import load_recipe
-from reidcore.types import Sample
+from reidcore.types import Output, Sample
 
 
 class Shown:
@@ -133,3 +133,37 @@ def test_a_test_without_queries_is_refused(toy_recipe, toy_folder):
     (test,) = data.tests
     with pytest.raises(Exception, match="test set 'folder' has no query images"):
         evolve(test, splits=evolve(test.splits, query=())).coverage()
+
+
+class Told(torch.nn.Module):
+    """A model that writes down which cameras it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.cameras = []
+
+    def forward(self, images, cameras=None):
+        self.cameras += [None] * len(images) if cameras is None else cameras.tolist()
+        return Output(images.float().mean((2, 3)), {}, {}, {}, {}, {})
+
+
+def test_a_model_is_told_the_cameras_of_the_data_set_that_it_was_trained_on(toy_recipe):
+    loaded = load_recipe(toy_recipe, overrides=["evaluation.holdout=0.4", "evaluation.batch=2"])
+    data = read_data(loaded)
+    for test in (data.tests[0], data.holdout):
+        make_evaluator(loaded.recipe)(told := Told(), [test])
+        expected = []
+        for part in (test.splits.query, test.splits.gallery):
+            for start in range(0, len(part), 2):
+                expected += 2 * [sample.camera for sample in part[start : start + 2]]  # each batch, then mirrored
+        assert set(expected) == {1, 2}
+        assert told.cameras == expected
+
+
+def test_a_model_is_not_told_the_cameras_of_another_data_set_or_of_joined_ones(toy_recipe, toy_folder, tmp_path):
+    (tmp_path / "other").symlink_to(toy_folder)
+    joined = f"train=[{{name='folder', root='{toy_folder}'}}, {{name='folder', root='{tmp_path}/other'}}]"
+    for override in (f"test.0.root={tmp_path}/other", joined):
+        loaded = load_recipe(toy_recipe, overrides=[override])
+        make_evaluator(loaded.recipe)(told := Told(), read_data(loaded).tests)
+        assert set(told.cameras) == {None}

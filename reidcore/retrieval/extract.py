@@ -22,6 +22,7 @@ def extract(
     workers: int | None = None,
     device: torch.device | str = "cpu",
     precision: torch.dtype = torch.float32,
+    cameras: bool = False,
     world: World = ALONE,
     done: Callable[[int], None] = lambda count: None,
 ) -> Features:
@@ -29,7 +30,8 @@ def extract(
 
     Of several processes each returns those of its share: `world.size` consecutive parts of `samples`.
 
-    `flip` averages the embeddings of each image and its mirror image. `done` is told how many images were added.
+    `flip` averages the embeddings of each image and its mirror image. `cameras` tells the model each image's camera,
+    which has to have the number that it had in training. `done` is told how many images were added.
     The model is put into evaluation mode, and back into the mode that it was in. Raises DataError for a bad image.
     """
     from reidcore.builtin.modules.transforms import Resize
@@ -44,11 +46,15 @@ def extract(
     batches = test_batches(samples, [Resize(*size)], size=size, batch=batch, workers=workers, device=device)
     try:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            for images in batches:
-                output = model(images)
+            for number, images in enumerate(batches):
+                told = {}
+                if cameras:
+                    numbers = [sample.camera for sample in samples[number * batch : (number + 1) * batch]]
+                    told["cameras"] = torch.tensor(numbers, device=device)
+                output = model(images, **told)
                 embedding = output.embedding.float()
                 if flip:
-                    embedding = (embedding + model(images.flip(3)).embedding.float()) / 2
+                    embedding = (embedding + model(images.flip(3), **told).embedding.float()) / 2
                 embeddings.append(embedding.cpu())
                 for name, value in output.extras.items():
                     extras.setdefault(name, []).append(value.float().cpu())
