@@ -1,6 +1,7 @@
 """ResNet and ResNeXt against torchvision's, and with what is added to them."""
 
 import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +372,11 @@ NO_WEIGHTS = "of which there are no ImageNet weights"
             {"non_local": (0, 2, 3, 0)},
             "found 3 non-local blocks in stage 3 of resnet18, which has 2 blocks; expected at most 2",
         ),
+        (
+            "resnet18",
+            {"non_local": (0, 0, 0, 2), "stages": 3},
+            "found 2 non-local blocks in stage 4, but stages = 3; expected 0",
+        ),
         ("resnext50-32x4d", {"base": 24, "weights": "none"}, "found base = 24; expected a multiple of 16"),
     ],
 )
@@ -400,7 +406,10 @@ def test_the_file_of_the_combination_is_asked_for(tmp_path: Path, monkeypatch: p
     with pytest.raises(ReidError, match=r"put the file resnet18_ibn_a-2f571257\.pth into .*checkpoints"):
         config.build(32, 32)
     published = randomized(build("resnet18", 32, 32, ibn="a")).state_dict()
-    torch.save({**published, "fc.weight": torch.zeros(1000, 512)}, tmp_path / "checkpoints/resnet18_ibn_a-2f571257.pth")
+    file = tmp_path / "checkpoints/resnet18_ibn_a.pth"
+    torch.save({**published, "fc.weight": torch.zeros(1000, 512)}, file)
+    file = file.rename(f"{file.parent}/{file.stem}-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth")
+    monkeypatch.setitem(_IMAGENET, ("resnet18", "a", False), f"https://example.org/{file.name}")
     backbone = config.build(32, 32)
     assert torch.equal(backbone.layer1[0].bn1.IN.weight, published["layer1.0.bn1.IN.weight"])
 

@@ -1,7 +1,9 @@
 """Where a backbone's weights come from."""
 
+import hashlib
 import http.client
 import pickle
+import shutil
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reidcore.builtin.modules.resnet import ResNet
-from reidcore.builtin.modules.weights import load_weights
+from reidcore.builtin.modules.weights import leave_out, load_weights
 from reidcore.errors import ReidError
 
 URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
@@ -48,8 +50,14 @@ def network() -> ResNet:
     return ResNet((2, 2, 2, 2), 32, 32, bottleneck=False)
 
 
-def load(resnet: ResNet, weights: Path | str) -> None:
-    load_weights(resnet, "resnet18", str(weights), URL, new=("NL_",))
+def load(resnet: ResNet, weights: Path | str, url: str = URL) -> None:
+    load_weights(resnet, "resnet18", str(weights), url, new=("NL_",), adapt=leave_out("fc."))
+
+
+def named_by_hash(file: Path) -> Path:
+    """Rename a file as published ones are called."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return file.rename(file.with_name(f"resnet18-{digest[:8]}.pth"))
 
 
 def message(weights: Path | str) -> str:
@@ -109,7 +117,7 @@ def test_a_file_of_another_network_says_what_does_not_fit(weights18: dict[str, T
     torch.save(weights18, file)
     resnet50 = ResNet((3, 4, 6, 3), 32, 32, bottleneck=True)
     with pytest.raises(ReidError) as caught:
-        load_weights(resnet50, "resnet50", str(file), URL)
+        load_weights(resnet50, "resnet50", str(file), URL, adapt=leave_out("fc."))
     found = str(caught.value)
     assert found.startswith(f"backbone.weights: {file} does not fit resnet50: it lacks layer1.0.conv3.weight, ")
     assert found.endswith(" more") and "\n" not in found
@@ -202,16 +210,19 @@ def test_a_broken_download_says_the_same(error: Exception, checkpoints: Path, mo
 def test_what_is_fetched_is_the_file_with_its_hash(
     weights18: dict[str, Tensor], checkpoints: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch.save(weights18, checkpoints.parent.parent.parent / "published.pth")
+    file = named_by_hash(checkpoints.parent.parent.parent / "published.pth")
     asked = []
 
     def fetch(url: str, dst: str, hash_prefix: str | None = None, progress: bool = True) -> None:
         asked.append((url, hash_prefix))
-        torch.save(weights18, dst)
+        shutil.copy(file, dst)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     resnet = network()
-    load(resnet, "imagenet")
-    assert asked == [(URL, "f37072fd")]
+    url = f"https://example.org/{file.name}"
+    load(resnet, "imagenet", url)
+    assert asked == [(url, file.stem.removeprefix("resnet18-"))]
     assert torch.equal(resnet.conv1.weight, weights18["conv1.weight"])
 
 
@@ -219,16 +230,26 @@ def test_imagenet_weights_that_are_there_are_used_without_a_network(
     weights18: dict[str, Tensor], checkpoints: Path
 ) -> None:
     checkpoints.mkdir(parents=True)
-    torch.save(weights18, checkpoints / FILE)  # torch does not compare the hash of what is there
+    torch.save(weights18, checkpoints / "fetched.pth")
+    file = named_by_hash(checkpoints / "fetched.pth")
     resnet = network()
-    load(resnet, "imagenet")
+    load(resnet, "imagenet", f"https://example.org/{file.name}")
     assert torch.equal(resnet.layer1[0].conv1.weight, weights18["layer1.0.conv1.weight"])
 
 
-def test_damaged_imagenet_weights_are_named(checkpoints: Path) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_imagenet_weights_with_another_hash_are_refused(
+    damaged: bool, weights18: dict[str, Tensor], checkpoints: Path
+) -> None:
     checkpoints.mkdir(parents=True)
-    (checkpoints / FILE).write_bytes(b"<html>")
-    assert f"cannot read {checkpoints / FILE}" in message("imagenet")
+    torch.save(weights18, checkpoints / FILE)  # they would fit, as those of another version do
+    if damaged:
+        (checkpoints / FILE).write_bytes(b"<html>")
+    begins = hashlib.sha256((checkpoints / FILE).read_bytes()).hexdigest()[:8]
+    assert message("imagenet") == (
+        f"backbone.weights: {checkpoints / FILE} is not the published file, whose SHA-256 begins with f37072fd: its "
+        f"own begins with {begins}; put the right one there, or delete it to have it fetched"
+    )
 
 
 def test_nothing_is_fetched_on_the_meta_device(checkpoints: Path) -> None:

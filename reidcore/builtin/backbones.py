@@ -71,6 +71,10 @@ class _ResNetConfig:
 
     def __attrs_post_init__(self) -> None:
         for number, (found, blocks) in enumerate(zip(self.non_local, self.blocks, strict=True), 1):
+            if found and number > self.stages:
+                raise ValueError(
+                    f"found {found} non-local blocks in stage {number}, but stages = {self.stages}; expected 0"
+                )
             if found > blocks:
                 raise ValueError(
                     f"found {found} non-local blocks in stage {number} of {self.network}, which has {blocks} blocks; "

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from reidcore.builtin.modules.blocks import InstanceNorm
 from reidcore.builtin.modules.weights import load_weights
 from reidcore.errors import ContractError, ReidError
 from reidcore.types import MapShape
@@ -38,7 +39,7 @@ class OSNet(nn.Module):
         stem, *channels = (int(scale * published) for published in (64, 256, 384, 512))
         self.conv1 = _convolution(3, stem, 7, stride=2)
         if ibn:
-            self.conv1.bn = nn.InstanceNorm2d(stem, affine=True)
+            self.conv1.bn = InstanceNorm(stem)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.conv2 = nn.Sequential(*_blocks(stem, channels[0], ibn), _halving(channels[0]))
         self.conv3 = nn.Sequential(*_blocks(channels[0], channels[1]), _halving(channels[1]))
@@ -90,7 +91,7 @@ class Block(nn.Module):
         self.gate = Gate(middle)
         self.conv3 = _convolution(middle, out, relu=False)
         self.downsample = _convolution(channels, out, relu=False) if channels != out else nn.Identity()
-        self.IN = nn.InstanceNorm2d(out, affine=True) if ibn else nn.Identity()
+        self.IN = InstanceNorm(out) if ibn else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's map, at least 0."""
@@ -143,7 +144,8 @@ def _halving(channels: int) -> nn.Sequential:
 def load_osnet_weights(osnet: OSNet, name: str, weights: str, published: str) -> None:
     """Load "imagenet" (torchreid's file, called `published` in torch's cache), a file, or nothing ("none").
 
-    Raises ReidError when the file is not there, or does not fit. Torchreid's has no plain address to fetch it from.
+    Raises ReidError when the file is not there, or does not fit. Torchreid's has no plain address to fetch it from, and
+    no published hash to compare it with.
     """
     if weights == "imagenet":
         file = Path(torch.hub.get_dir()) / "checkpoints" / published

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from pathlib import Path
@@ -19,17 +20,14 @@ def leave_out(*prefixes: str) -> Adapt:
     return lambda state: {key: value for key, value in state.items() if not key.startswith(prefixes)}
 
 
-_WITHOUT_CLASSIFIER = leave_out("fc.")
-
-
 def load_weights(
     network: nn.Module,
     name: str,
     weights: str,
     url: str,
     *,
+    adapt: Adapt,
     new: tuple[str, ...] = (),
-    adapt: Adapt = _WITHOUT_CLASSIFIER,
 ) -> None:
     """Load "imagenet" (the file at `url`), a file, or nothing ("none") into `network`, called `name` in messages.
 
@@ -62,7 +60,7 @@ def load_weights(
 def fetch(url: str) -> Path:
     """Return the file at `url`, whose name ends in its hash, from torch's cache; it is fetched when it is not there.
 
-    Raises ReidError when it cannot be fetched.
+    Raises ReidError when it cannot be fetched, and when what is there has another hash.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if not file.exists():
@@ -74,6 +72,13 @@ def fetch(url: str) -> Path:
                 f"backbone.weights: cannot fetch {url} ({error}); put the file {file.name} into {file.parent}, "
                 'or write weights = "none" to start from random weights'
             ) from None
+    with file.open("rb") as stream:
+        found, expected = hashlib.file_digest(stream, "sha256").hexdigest(), file.stem.rpartition("-")[2]
+    if not found.startswith(expected):
+        raise ReidError(
+            f"backbone.weights: {file} is not the published file, whose SHA-256 begins with {expected}: its own begins "
+            f"with {found[:8]}; put the right one there, or delete it to have it fetched"
+        )
     return file
 
 
