@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Backbone(Protocol):
     """Turns images into named feature maps, of which it offers `shapes`, earliest first.
 
-    The model's first layer normalises with its `mean` and `std`.
+    The model's first layer normalises with its `mean` and `std`. One with a number `cameras` above 0 knows the cameras
+    from 0 up to it, and training images of others are an error.
     """
 
     @property
@@ -48,7 +49,10 @@ class Backbone(Protocol):
         """
 
     def tail(self, after: str) -> nn.Module:
-        """Return a copy of the stages that follow map `after`; the backbone keeps its own."""
+        """Return a copy of the stages that follow map `after`; the backbone keeps its own.
+
+        An aggregator holds its copies in a module `tails`, by which optimizers know them for parts of the backbone.
+        """
 
 
 class BackboneConfig(Protocol):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 
@@ -64,15 +65,30 @@ def test_a_published_recipe_takes_two_steps_on_small_data(name, toy_folder, tmp_
     assert ("backbone" in changed) == ("backbone" not in loaded.recipe.training.freeze)
 
 
-def test_the_recipes_of_the_ablation_differ_from_its_base_in_one_part_only():
-    def parts(file):
-        recipe = load_recipe(FOLDER / "ablation" / f"{file}.toml").recipe
-        return {key: getattr(recipe, key) for key in recipe.__slots__ if key not in ("run", "__weakref__")}
+def leaves(value, path=()):
+    """Yield (path, value) of all that a recipe says, with the class of each part."""
+    if attrs.has(type(value)):
+        yield (*path, "class"), type(value)
+        for field in attrs.fields(type(value)):
+            yield from leaves(getattr(value, field.name), (*path, field.name))
+    elif isinstance(value, tuple):
+        yield (*path, "length"), len(value)
+        for position, item in enumerate(value):
+            yield from leaves(item, (*path, position))
+    else:
+        yield path, value
 
-    base = parts("bag-of-tricks")
-    rows = [file.stem for file in EXAMPLES if file.parent.name == "ablation" and file.stem != "bag-of-tricks"]
-    changes = {row: {key for key, value in parts(row).items() if value != base[key]} for row in rows}
-    assert changes.pop("all") == set.union(*changes.values())
-    assert {row: len(change) for row, change in changes.items()} == {
-        row: 2 if row == "circle-loss" else 1 for row in changes
-    }
+
+def test_the_recipes_of_the_ablation_change_one_part_each_and_the_last_one_all_of_them():
+    def options(file):
+        recipe = attrs.evolve(load_recipe(file).recipe, run=None)
+        return dict(leaves(recipe))
+
+    files = {file.stem: options(file) for file in EXAMPLES if file.parent.name == "ablation"}
+    base = files.pop("bag-of-tricks").items()
+    changes = {row: dict(found.items() - base) for row, found in files.items()}
+    everything = changes.pop("all")
+    assert everything == {path: value for change in changes.values() for path, value in change.items()}
+    tables = {row: {path[0] for path in change} for row, change in changes.items()}
+    assert tables.pop("circle-loss") == {"head", "loss"}  # its rows are the head's
+    assert all(len(table) == 1 for table in tables.values())

@@ -39,7 +39,7 @@ def mgn(backbone: Backbone, **options: object) -> MultipleGranularity:
     return MGN(source="early", dim=5, **options).build(backbone)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("height", [12, 8, 7, 2])
+@pytest.mark.parametrize("height", [12, 8, 7, 3])
 @pytest.mark.parametrize(("pooling", "pool"), [("max", F.adaptive_max_pool2d), ("avg", F.adaptive_avg_pool2d)])
 def test_views_are_the_published_ones(pooling, pool, height):
     x = images(2, height)
@@ -129,8 +129,27 @@ def test_it_exports_for_any_batch():
 
 @pytest.mark.parametrize(("pooling", "pool"), [("max", maximum), ("avg", average)])
 def test_the_pooling_is_chosen(pooling, pool):
-    assert mgn(Backbone(), pooling=pooling).pool is pool
-    assert isinstance(mgn(Backbone(), pooling="gem").pool, GeneralizedMean)
+    assert set(mgn(Backbone(), pooling=pooling).pools.values()) == {pool}
+
+
+def test_each_view_learns_an_exponent_of_its_own():
+    aggregator = mgn(Backbone(), pooling="gem")
+    assert all(isinstance(pool, GeneralizedMean) for pool in aggregator.pools.values())
+    exponents = [name for name, _ in aggregator.named_parameters() if name.endswith("alpha")]
+    assert exponents == [f"exponents.{view}.alpha" for view in aggregator.views]
+
+
+def test_without_activation_a_view_is_a_product_with_what_was_pooled():
+    aggregator, x = mgn(Backbone(), activate=False).eval(), images(2)
+    pooled = aggregator.tails["b1"](x).amax((2, 3))
+    expected = pooled @ aggregator.reductions["b1"][0].weight.T
+    assert expected.min() < 0
+    torch.testing.assert_close(aggregator({"early": x}).vectors["b1"], expected)
+
+
+def test_a_map_with_fewer_rows_than_stripes_is_refused():
+    with pytest.raises(ContractError, match="map 'early' has 2 rows, too few for 3 stripes; take larger images"):
+        mgn(Backbone(height=2))
 
 
 def test_stripes_can_be_chosen():

@@ -246,7 +246,9 @@ class Part(nn.Module):
         super().__init__()
         layers = {"conv": nn.Conv2d(3, 4, 3), "norm": nn.BatchNorm2d(4), "attention": nn.MultiheadAttention(4, 1)}
         self.backbone = nn.ModuleDict(layers)
-        self.aggregator = nn.ParameterDict({"alpha": torch.ones(1)})
+        self.aggregator = nn.ModuleDict(
+            {"pool": nn.ParameterDict({"alpha": torch.ones(1)}), "tails": nn.ModuleDict({"b1": nn.Linear(2, 2)})}
+        )
         self.heads = nn.ModuleDict({"global": nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))})
         self.terms = nn.ModuleList([nn.Linear(2, 2)])  # of a loss
 
@@ -266,7 +268,9 @@ def test_factors_by_part_multiply(name: str) -> None:
         "backbone.attention.in_proj_bias": 2 * 7,
         "backbone.attention.out_proj.weight": 2,
         "backbone.attention.out_proj.bias": 2 * 7,
-        "aggregator.alpha": 5,
+        "aggregator.pool.alpha": 5,
+        "aggregator.tails.b1.weight": 2,
+        "aggregator.tails.b1.bias": 2 * 7,
         "heads.global.0.weight": 3 * 5,
         "heads.global.0.bias": 3 * 5,
         "heads.global.1.weight": 3,

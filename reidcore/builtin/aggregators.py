@@ -115,7 +115,10 @@ class MGN:
     source: str = option("stage3.0", help="name of the map that the branches start from")
     stripes: tuple[int, ...] = option((2, 3), help="horizontal stripes of each branch but the first", at_least=2)
     dim: int = option(256, help="dimension of each view", at_least=1)
-    pooling: Literal["max", "avg", "gem"] = option("max", help="of the whole and of stripes; 'gem' learns its exponent")
+    pooling: Literal["max", "avg", "gem"] = option("max", help="of each view; 'gem' learns an exponent for each")
+    activate: bool = option(
+        True, help="batch norm and ReLU after each view's reduction, as published; false for a head with a norm"
+    )
 
     def build(self, backbone: Backbone) -> MultipleGranularity:
         from reidcore.builtin.modules.mgn import MultipleGranularity
@@ -127,9 +130,11 @@ class MGN:
                 f"aggregator: map '{last}' may be negative, which generalized-mean pooling is not for; write "
                 'pooling = "max" or "avg"'
             )
-        pool: Callable[[Tensor], Tensor]
-        pool = GeneralizedMean() if self.pooling == "gem" else {"max": maximum, "avg": average}[self.pooling]
-        return MultipleGranularity(backbone, self.source, self.stripes, self.dim, pool)
+
+        def pool() -> Callable[[Tensor], Tensor]:
+            return GeneralizedMean() if self.pooling == "gem" else maximum if self.pooling == "max" else average
+
+        return MultipleGranularity(backbone, self.source, self.stripes, self.dim, pool, self.activate)
 
 
 @hookimpl

@@ -22,7 +22,7 @@ Named = Sequence[tuple[str, "nn.Parameter"]]
 class Factors:
     """Factors by part of the model. A parameter of two parts, such as a bias of the head, has the product."""
 
-    backbone: float = option(1.0, help="factor for all of the backbone", at_least=0)
+    backbone: float = option(1.0, help="factor for the backbone, and an aggregator's copies of its tail", at_least=0)
     head: float = option(1.0, help="factor for all of the heads", at_least=0)
     norm: float = option(1.0, help="factor for norm layers and other vectors, such as GeM's exponent", at_least=0)
     bias: float = option(1.0, help="factor for the biases of all other layers", at_least=0)
@@ -115,7 +115,11 @@ def _parts(name: str, dimensions: Mapping[str, int]) -> tuple[str, ...]:
 
     Only names and shapes are known: a layer whose weight has one dimension is a norm.
     """
-    place = {"backbone": "backbone", "heads": "head"}.get(name.partition(".")[0])
+    place = None
+    if name.startswith(("backbone.", "aggregator.tails.")):
+        place = "backbone"
+    elif name.startswith("heads."):
+        place = "head"
     layer = name.removesuffix("bias")
     if dimensions[name] > 1:
         form = None
