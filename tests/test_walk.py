@@ -42,16 +42,19 @@ def trains_and_embeds(backbone: str, aggregator: str, head: str) -> None:
     labels = torch.arange(IMAGES) % CLASSES
     batch = Batch(images, labels, torch.zeros_like(labels), labels)
     optimizer = recipe.optimizer.build(list(model.named_parameters()))
-    before = [parameter.detach().clone() for parameter in model.parameters()]
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     terms = losses(model.train()(images, losses.maps, batch.cameras), batch, Step(number=0, epoch=0))
     torch.stack(list(terms.values())).sum().backward()
     optimizer.step()
-    after = list(model.parameters())
-    assert all(parameter.isfinite().all() for parameter in after)
-    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    after = dict(model.named_parameters())
+    assert all(parameter.isfinite().all() for parameter in after.values())
+    learning = {name.partition(".")[0] for name, parameter in after.items() if parameter.requires_grad}
+    assert learning == {name.partition(".")[0] for name in after if not torch.equal(before[name], after[name])}
+    assert {"backbone", "heads"} <= learning
     with torch.inference_mode():
         embedding = model.eval()(images).embedding
     assert embedding.shape == (IMAGES, model.dim) and embedding.isfinite().all()
+    assert (embedding[0] - embedding[1]).abs().max() > 1e-5 * embedding.abs().max()
 
 
 def accepted(backbone: str, aggregator: str, head: str) -> bool:

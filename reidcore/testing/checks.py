@@ -79,11 +79,31 @@ def _leaves(tree: Any) -> list[Tensor]:
 
 @attrs.frozen
 class _Network:
-    """How the checks of networks use one: how it is built, fed and read."""
+    """How the checks of networks use one: how it is made, fed and read."""
 
-    build: Callable[[int], nn.Module]
+    make: Callable[[int], nn.Module]
     inputs: Callable[[int], Any]
     read: Callable[[Any], Any]
+
+    def build(self, seed: int) -> nn.Module:
+        """Return the network as if it had trained a little, so that none of its branches is switched off.
+
+        What learns and starts at 0 has random values, and batch norms have met a batch.
+        """
+        module = self.make(seed).train()
+        momenta = {
+            norm: norm.momentum for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        }
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.requires_grad and not parameter.any():
+                    parameter.normal_(0, 0.2)
+            for norm in momenta:
+                norm.momentum = 0.5
+            self.run(module, self.inputs(8))
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        return module
 
     def run(self, module: nn.Module, inputs: Any) -> Any:
         return self.read(module(*inputs))
@@ -168,20 +188,25 @@ def computes_in_bfloat16(kit: Kit) -> None:
 
 
 def trains(kit: Kit) -> None:
-    """Training gives as many results of the same shapes, and a gradient for every parameter that learns."""
+    """Training gives as many results of the same shapes, and every parameter that learns has a gradient."""
     network = _network(kit)
-    module = network.build(0).eval()
     inputs = network.inputs(4)
     with torch.no_grad():
-        quiet = [leaf.shape for leaf in _leaves(network.run(module, inputs))]
-    results = _leaves(network.run(module.train(), inputs))
-    assert [leaf.shape for leaf in results] == quiet
-    learning = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    if learning:
-        total = torch.stack([leaf.float().square().sum() for leaf in results if leaf.requires_grad]).sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        idle = [name for name, p in learning if p.grad is None]
-        assert not idle, f"no gradient reaches {', '.join(idle[:5])}"
+        quiet = [leaf.shape for leaf in _leaves(network.run(network.build(0).eval(), inputs))]
+    idle: dict[str, None] = {}
+    for seed in range(5):  # a small layer's rectified values may all be 0 by chance
+        module = network.build(seed).train()
+        results = _leaves(network.run(module, inputs))
+        assert [leaf.shape for leaf in results] == quiet
+        learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        if learning:
+            total = torch.stack([leaf.float().square().sum() for leaf in results if leaf.requires_grad]).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+        still = [name for name, p in learning.items() if p.grad is None or not p.grad.any()]
+        idle = dict.fromkeys(name for name in still if name in idle or seed == 0)
+        if not idle:
+            return
+    raise AssertionError(f"no gradient reaches {', '.join(list(idle)[:5])}")
 
 
 def builds_without_memory(kit: Kit) -> None:
@@ -292,14 +317,15 @@ def views_and_extras_have_the_published_shapes(kit: Kit) -> None:
 
 
 def vectors_and_logits_have_the_published_shapes(kit: Kit) -> None:
-    """What it puts out has `dim` numbers and one logit a class; cosines are cosines."""
-    head = kit.build(DIM, CLASSES).eval()
-    out = head(torch.randn(3, DIM))
-    assert out.after.shape == out.embedding.shape == (3, head.dim)
-    assert out.before.shape[0] == 3 and out.logits.shape == (3, CLASSES)
-    assert head.logits in ("linear", "cosine")
-    if head.logits == "cosine":
-        assert out.logits.abs().max() <= 1 + 1e-5
+    """For two widths, what it puts out has `dim` numbers and one logit a class; cosines are cosines."""
+    for width in (DIM, DIM + 5):
+        head = kit.build(width, CLASSES).eval()
+        out = head(torch.randn(3, width))
+        assert out.after.shape == out.embedding.shape == (3, head.dim)
+        assert out.before.shape[0] == 3 and out.logits.shape == (3, CLASSES)
+        assert head.logits in ("linear", "cosine")
+        if head.logits == "cosine":
+            assert out.logits.abs().max() <= 1 + 1e-5
 
 
 def classes_can_be_replaced(kit: Kit) -> None:
@@ -347,17 +373,21 @@ def _parts(kit: Kit) -> Parts:
     return Parts(_model(kit.catalog, "cosine"), CLASSES) if needs.logits == "cosine" else parts
 
 
-def _losses(kit: Kit, labels: tuple[int, ...], order: Any = None) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Return the terms of a batch with these labels, and the vectors that they are differentiated by."""
-    parts = _parts(kit)
-    model, loss = parts.model.train(), kit.build(parts).train()
+def _output(model: Any, loss: Any, labels: tuple[int, ...], order: Any = None) -> tuple[Output, Batch]:
+    """Return what a loss is given for a batch with these labels, its images in another order when one is given."""
     images = torch.randint(0, 256, (len(labels), 3, *SIZES[0]), generator=torch.Generator().manual_seed(0))
     images = images.to(torch.uint8)
     chosen = torch.arange(len(labels)) if order is None else torch.tensor(order)
     batch = Batch(images[chosen], torch.tensor(labels)[chosen], torch.zeros_like(chosen), chosen)
-    output: Output = model(batch.images, loss.needs.maps)
-    terms = dict(loss(output, batch, Step(number=0, epoch=0)))
-    return terms, [*model.parameters(), *loss.parameters()] if isinstance(loss, nn.Module) else [*model.parameters()]
+    return model.train()(batch.images, loss.needs.maps), batch
+
+
+def _losses(kit: Kit, labels: tuple[int, ...], order: Any = None) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Return the terms of a batch with these labels, and the parameters that they are differentiated by."""
+    parts = _parts(kit)
+    loss = kit.build(parts).train()
+    terms = dict(loss(*_output(parts.model, loss, labels, order), STEP))
+    return terms, [*parts.model.parameters(), *loss.parameters()]
 
 
 def terms_are_finite_scalars_that_train(kit: Kit) -> None:
@@ -367,6 +397,39 @@ def terms_are_finite_scalars_that_train(kit: Kit) -> None:
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in parameters if p.grad is not None]
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+
+
+def is_a_function_of_its_batch_and_its_state(kit: Kit) -> None:
+    """Built with other chance, it has the same terms for the same batch once it has loaded the state dict."""
+    parts = _parts(kit)
+    first, second = kit.build(parts, seed=1).train(), kit.build(parts, seed=2).train()
+    given = _output(parts.model, first, LABELS)
+    first(*given, STEP)  # may move what it remembers
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    _close(dict(second(*given, STEP)), dict(first(*given, STEP)))
+
+
+def is_computed_in_float32(kit: Kit) -> None:
+    """Under autocast the terms of results in bfloat16 are those of the same numbers in float32."""
+    parts = _parts(kit)
+    loss = kit.build(parts).train()
+    output, batch = _output(parts.model, loss, LABELS)
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) else {name: cast(x, dtype) for name, x in value.items()}
+
+    def given(source: Output, dtype: torch.dtype) -> Output:
+        return Output(**{field.name: cast(getattr(source, field.name), dtype) for field in attrs.fields(Output)})
+
+    rounded = given(output, torch.bfloat16)
+    state = copy.deepcopy(loss.state_dict())
+    expected = dict(loss(given(rounded, torch.float32), batch, STEP))
+    loss.load_state_dict(state)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dict(loss(rounded, batch, STEP))
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].float(), value, rtol=1e-3, atol=1e-4)
 
 
 def the_order_of_images_does_not_matter(kit: Kit) -> None:
@@ -645,6 +708,8 @@ CHECKS: dict[str, tuple[Callable[[Kit], None], ...]] = {
     "head": (vectors_and_logits_have_the_published_shapes, classes_can_be_replaced, *_NETWORK),
     "loss": (
         terms_are_finite_scalars_that_train,
+        is_a_function_of_its_batch_and_its_state,
+        is_computed_in_float32,
         the_order_of_images_does_not_matter,
         odd_batches_are_finite,
         needs_are_what_the_model_offers,
