@@ -203,9 +203,14 @@ def build_losses(recipe: Recipe, model: Model, classes: int, world: World = ALON
     """Build the objective. Raises ContractError when a loss needs what the model does not offer."""
     terms: list[tuple[float, Loss]] = []
     for position, term in enumerate(recipe.loss):
-        loss = term.loss.build(Parts(model, classes))
-        needs = loss.needs
         where = f"loss.{position}"
+        try:
+            loss = term.loss.build(Parts(model, classes))
+        except KeyError as error:  # of a view that it looks up
+            if (name := error.args[0]) in model.heads:
+                raise
+            raise ContractError(f"{where}: there is no view '{name}'; {_offer(str(name), list(model.heads))}") from None
+        needs = loss.needs
         for what, names, offered in (
             ("view", needs.views, list(model.heads)),
             ("map", needs.maps, list(model.backbone.shapes)),
@@ -218,6 +223,15 @@ def build_losses(recipe: Recipe, model: Model, classes: int, world: World = ALON
             raise ContractError(f"{where}: it needs {needs.logits} logits; the head gives {', '.join(kinds)} ones")
         terms.append((term.weight, loss))
     return Losses(terms, world)
+
+
+def _check_cameras(model: Model, samples: Sequence[Sample]) -> None:
+    known, last = getattr(model.backbone, "cameras", 0), max(sample.camera for sample in samples)
+    if 0 < known <= last:
+        raise ContractError(
+            f"backbone.cameras: found {known}, which are 0 to {known - 1}, but the training images come from cameras "
+            f"up to {last}; write {last + 1}"
+        )
 
 
 def build_sampler(config: SamplerConfig, stream: Stream, seed: int) -> Sampler:
@@ -282,7 +296,7 @@ def find_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed: activations go back to the kernel and come as zeroed pages at every step else.
+    """Have glibc keep what is freed, or activations go back to the kernel and come as zeroed pages at every step.
 
     With resnet50 at 256x128 this takes a quarter of the time of a step on a CPU. Other C libraries are left alone.
     """
@@ -372,6 +386,7 @@ def assemble(
     if not any(transform.resizes for transform in transforms):
         transforms.insert(0, Resize(*size))
     model = build_model(recipe, data.classes).to(device)
+    _check_cameras(model, data.train.samples)
     losses = build_losses(recipe, model, data.classes, world).to(device)
 
     def make_loader(stream: Stream) -> Loader:

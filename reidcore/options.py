@@ -17,7 +17,7 @@ class RunOptions:
     name: str = option("", help="name of the run folder; the recipe's file name when empty")
     seed: int = option(1, help="seeds everything random", at_least=0, at_most=2**63 - 1)
     init: Path | None = option(
-        None, help="run folder to start from: all weights of the same name and shape, not the backbone's 'weights'"
+        None, help="run folder to start from: weights of the same name and shape, instead of the backbone's 'weights'"
     )
     device: str = option("auto", help="'auto', 'cpu', 'cuda' or 'cuda:1'")
     deterministic: bool = option(False, help="refuse operations whose result depends on timing")
@@ -41,7 +41,7 @@ class TrainingOptions:
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", help="'auto': bfloat16 where the machine computes in it, else float32"
     )
-    freeze: tuple[str, ...] = option((), help="module-path prefixes that do not learn at first")
+    freeze: tuple[str, ...] = option((), help="modules that do not learn at first, by path, as 'backbone.layer1'")
     freeze_iterations: int = option(0, help="for how many iterations they do not", at_least=0)
     ema: float = option(0.0, help="decay of the weights' moving average; 0 is off", at_least=0, below=1)
     clip_norm: float = option(0.0, help="largest norm of the gradient; 0 is off", at_least=0)

@@ -321,8 +321,9 @@ def test_gradients_of_losses_over_scores_pass_gradcheck(loss):
 
 @pytest.mark.parametrize("mining", ["hard", "weighted", "all"])
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
-def test_gradients_of_triplet_losses_pass_gradcheck(mining, distance):
-    loss = Triplet(None, "before", False, ["v"], mining, distance)
+@pytest.mark.parametrize(("margin", "normalize"), [(None, False), (0.3, False), (0.3, True)])
+def test_gradients_of_triplet_losses_pass_gradcheck(mining, distance, margin, normalize):
+    loss = Triplet(margin, "before", normalize, ["v"], mining, distance)
     x = vectors().requires_grad_(True)
     assert torch.autograd.gradcheck(lambda rows: of_vectors(loss, rows, LABELS), (x,))
 
@@ -336,10 +337,24 @@ def test_gradients_of_pair_and_centre_losses_pass_gradcheck(loss):
 
 
 def frozen_weights(loss, make_scores, x):
-    """Compare a gradient with that of the same loss whose circle weights are constants."""
+    """Compare a gradient with that of the same loss in which some weights are constants."""
     (gradient,) = torch.autograd.grad(loss(x), x)
     (expected,) = torch.autograd.grad(make_scores(x), x)
     torch.testing.assert_close(gradient, expected)
+
+
+def test_the_smoothing_of_adaptive_cross_entropy_carries_no_gradient():
+    x = logits(6).requires_grad_(True)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    smoothing = 0.2 * x.detach().softmax(1).gather(1, labels[:, None])
+    true = torch.nn.functional.one_hot(labels, 4)
+
+    def with_constants(rows):
+        target = (1 - smoothing) * true + smoothing / 3 * (1 - true)
+        return -(target * rows.log_softmax(1)).sum(1).mean()
+
+    loss = AdaptiveCrossEntropy(0.2, ["v"])
+    frozen_weights(lambda rows: of_logits(loss, rows, labels.tolist()), with_constants, x)
 
 
 def test_circle_losss_weights_carry_no_gradient():

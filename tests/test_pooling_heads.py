@@ -1,6 +1,7 @@
 """Pooling of maps into vectors, and the heads behind it."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -53,6 +54,13 @@ HEADS = [heads.Linear, heads.BNNeck, heads.Reduction]
 @pytest.fixture
 def maps() -> Tensor:
     return torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 4
+
+
+def test_average_and_maximum_equal_loops(maps: Tensor) -> None:
+    for b, c in product(range(2), range(3)):
+        values = [value for row in (maps[b, c] - 2).tolist() for value in row]
+        assert average(maps - 2)[b, c].item() == pytest.approx(sum(values) / len(values), abs=1e-6)
+        assert maximum(maps - 2)[b, c].item() == max(values)
 
 
 def test_average_and_maximum_of_a_hand_case() -> None:

@@ -107,6 +107,14 @@ ONE_MISTAKE = {
         '[[test]]\nname = "folder"\nroot = "a"\npostprocess = [\n  {\n    name = "gem",\n  },\n]',
         "10: test.0.postprocess.0.name: no postprocessor is called 'gem'; 'gem' is an aggregator",
     ),
+    "views to join that are none": (
+        '[[loss]]\nname = "triplet"\non = ["b1", []]',
+        "5: loss.0: found an empty array in 'on'; expected names of views to join",
+    ),
+    "two margins": (
+        '[[loss]]\nname = "triplet"\nmargin = 0.3\nsoft = true',
+        "5: loss.0: found soft = true and margin = 0.3; expected one of them",
+    ),
     "a dotted key": ("training.epochs = 1.5", "5: train.0.training: unknown key; expected root or role"),
 }
 

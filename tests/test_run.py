@@ -166,6 +166,14 @@ REFUSALS = {
         ["loss=[{name='triplet', on=['globe']}]"],
         "loss.0: there is no view 'globe'; did you mean 'global'?",
     ),
+    "a view that is none, of a loss that looks it up": (
+        ["loss=[{name='center', on=['globe']}]"],
+        "loss.0: there is no view 'globe'; did you mean 'global'?",
+    ),
+    "more cameras than the backbone knows": (
+        ["backbone={name='vit-tiny', cameras=2}", "aggregator.name=avg"],
+        "backbone.cameras: found 2, which are 0 to 1, but the training images come from cameras up to 2; write 3",
+    ),
     "a holdout that takes all": (["evaluation.holdout=0.99"], "leaves no identity of 6 to train on"),
 }
 
@@ -180,7 +188,7 @@ def test_what_cannot_run_is_refused_with_one_sentence(case, toy_recipe, reidcore
     assert "Traceback" not in err
 
 
-BUILD_REFUSALS = ["a map that is none", "a view that is none"]
+BUILD_REFUSALS = ["a map that is none", "a view that is none", "a view that is none, of a loss that looks it up"]
 
 
 @pytest.mark.parametrize("case", BUILD_REFUSALS)

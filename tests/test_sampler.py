@@ -369,6 +369,12 @@ def test_a_set_with_too_few_identities_for_its_share_is_an_error() -> None:
     )
 
 
+def test_weights_are_of_the_tables_that_have_labelled_images() -> None:
+    # the first table is a target, whose images are not sampled
+    sampler = weighted([0, 0, 1, 1, 2, 2, 3, 3], [1, 1, 1, 1, 2, 2, 2, 2], [1, 1], 2, 2)
+    assert all(set(np.array(batch) // 4) == {0, 1} for batch in epoch(sampler))
+
+
 def test_a_sampler_that_asks_for_it_is_told_which_table_each_image_came_from(toy_recipe, toy_folder) -> None:
     second = f'[[train]]\nname = "folder"\nroot = "{toy_folder}"\n\n[input]'
     toy_recipe.write_text(

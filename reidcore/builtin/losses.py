@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from reidcore.builtin.modules import classification, pairs
 
 _SMOOTHING = "probability moved from the true class to the others"
+_MARGIN = 0.3
 
 
 @frozen(kw_only=True)
@@ -33,6 +34,10 @@ class _OnFeatures:
         (), help="views it is averaged over, all when empty; an inner array is a concatenation: ['b1', ['b21', 'b22']]"
     )
 
+    def __attrs_post_init__(self) -> None:
+        if () in self.on:
+            raise ValueError("found an empty array in 'on'; expected names of views to join")
+
     def common(self, parts: Parts) -> dict[str, Any]:
         return {"feature": self.feature, "gather": self.gather, "on": self.on or tuple(parts.model.heads)}
 
@@ -47,7 +52,8 @@ class CrossEntropy(_OnLogits):
     )
     form: Literal["softmax", "binary", "adaptive"] = option(
         "softmax",
-        help="'binary': equation 6 as a sum over classes; 'adaptive': smoothing times the true class's probability",
+        help="'binary': equation 6 as a sum over classes; 'adaptive': smoothing (0.2 in the reference) times the true "
+        "class's probability",
     )
 
     def build(self, parts: Parts) -> classification.CrossEntropy:
@@ -116,8 +122,8 @@ class Circle(_OnLogits):
 class Triplet(_OnFeatures):
     """Triplet loss: positives nearer than negatives (Hermans et al. 2017)."""
 
-    margin: float = option(0.3, help="margin between the distances", at_least=0)
-    soft: bool = option(False, help="soft margin log(1 + exp(d_p - d_n)) instead of the margin")
+    margin: float | None = option(None, help="margin between the distances; 0.3 when absent", at_least=0)
+    soft: bool = option(False, help="soft margin log(1 + exp(d_p - d_n)) instead of a margin")
     mining: Literal["hard", "weighted", "all"] = option(
         "hard", help="the hardest pairs of each anchor, means weighted towards them, or every triplet"
     )
@@ -126,6 +132,9 @@ class Triplet(_OnFeatures):
     reduction: Literal["mean", "sum"] = option("mean", help="over anchors, or triplets with mining = 'all'")
 
     def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.soft and self.margin is not None:
+            raise ValueError(f"found soft = true and margin = {self.margin}; expected one of them")
         if self.normalize and self.distance == "cosine":
             raise ValueError("found normalize = true; the cosine distance compares directions only already")
 
@@ -133,7 +142,7 @@ class Triplet(_OnFeatures):
         from reidcore.builtin.modules.pairs import Triplet
 
         return Triplet(
-            None if self.soft else self.margin,
+            None if self.soft else _MARGIN if self.margin is None else self.margin,
             normalize=self.normalize,
             mining=self.mining,
             distance=self.distance,

@@ -89,7 +89,11 @@ class WarmupCosine(_WithWarmup):
 
     times: ClassVar[dict[str, str]] = {**_WithWarmup.times, "flat_until": "the cosine begins"}
 
-    flat_until: float = option(0.5, help="when the cosine begins; Figure 4: after 9000 iterations", at_least=0)
+    flat_until: float = option(
+        0.5,
+        help="when the cosine begins, at the earliest after the warm-up; Figure 4: after 9000 iterations",
+        at_least=0,
+    )
     end_factor: float = option(0.0022, help="factor at the last step: 3.5e-4 falls to 7.7e-7", at_least=0, at_most=1)
 
     def _course(self, scale: int, warmup: int, total: int) -> Schedule:

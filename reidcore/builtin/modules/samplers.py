@@ -119,20 +119,20 @@ class WeightedSets:
         seed: int,
     ) -> None:
         self.k, self.seed = instances, seed
-        tables = int(np.max(sources, initial=-1)) + 1
-        if len(weights) != tables:
+        tables = np.unique(sources).tolist()
+        if len(weights) != len(tables):
             raise DataError(
-                f"sampler.weights: found {len(weights)} numbers, but the images come from {tables} [[train]] tables; "
-                "expected one for each"
+                f"sampler.weights: found {len(weights)} numbers, but the images come from {len(tables)} [[train]] "
+                "tables; expected one for each"
             )
-        self.sets = [_by_identity(np.where(sources == table, labels, UNKNOWN)) for table in range(tables)]
+        self.sets = [_by_identity(np.where(sources == table, labels, UNKNOWN)) for table in tables]
         images = sum(len(members) for members_of_set in self.sets for members in members_of_set)
         self.quotas = _quotas(np.array(weights), identities, _length(images, identities * instances))
-        for table, (members, most) in enumerate(zip(self.sets, self.quotas.max(0), strict=True)):
-            if len(members) < most:
+        for number, (table, members) in enumerate(zip(tables, self.sets, strict=True)):
+            if len(members) < (most := self.quotas[:, number].max()):
                 raise DataError(
                     f"sampler: a batch takes up to {most} identities of train.{table}, which has only {len(members)} "
-                    f"to train on; lower sampler.weights.{table} or sampler.identities"
+                    f"to train on; lower sampler.weights.{number} or sampler.identities"
                 )
 
     def __len__(self) -> int:

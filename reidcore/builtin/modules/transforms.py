@@ -138,10 +138,12 @@ class RandomErasing:
 
 
 class RandomPatch:
-    """Paste a rectangle of another image of the batch (Zhou et al. 2019, who keep a pool of such patches).
+    """Paste a rectangle of another image of the batch.
 
-    `area` and `ratio` are as in `RandomErasing`, of the size that fits into both images. The rectangle is pasted at
-    another random place than it is taken from.
+    After Zhou et al. (2019), who take it from a pool that they fill in passing, and turn it.
+
+    `area` and `ratio` are as in `RandomErasing`, of the size that fits into both images. The place that the rectangle
+    is taken from and the one that it is pasted at are drawn independently.
     """
 
     resizes = False
@@ -163,7 +165,7 @@ class RandomPatch:
 
 
 class Cutout:
-    """Cut out a square of zeros (DeVries and Taylor 2017).
+    """Cut out a square of zeros (DeVries and Taylor 2017): black pixels, as the paper of FastReID has it.
 
     Its side is `size` times the image's shorter side, its centre any pixel, so that the border may cut it off.
     """
