@@ -60,7 +60,7 @@ def test_a_run_with_other_classes_starts_from_all_but_the_classifier(first: Path
     assert here["heads.global.classifier.weight"].std() == pytest.approx(0.01, rel=0.1)
     assert (
         f"started from {first}: {len(here) - 1} of {len(here)} tensors fit\n"
-        "  heads.global.classifier.weight: 6 x 512 there, 4 x 512 here\n"
+        "  heads.global.classifier.weight: 6 x 128 there, 4 x 128 here\n"
     ) in said
     events = [json.loads(line) for line in (second / "log.jsonl").read_text().splitlines()]
     (event,) = (event for event in events if event["kind"] == "init")

@@ -200,7 +200,7 @@ def test_check_build_finds_misfits_without_data(case, toy_recipe, reidcore):
 
 
 def test_check_build_needs_no_weights(toy_recipe, reidcore):
-    status, out, _ = reidcore("check", toy_recipe, "--build", "--set", "backbone.weights=imagenet")
+    status, out, _ = reidcore("check", toy_recipe, "--build", "--set", "backbone={name='resnet18', weights='imagenet'}")
     assert (status, out) == (0, f"{toy_recipe}: no mistakes found\n")
 
 
