@@ -70,7 +70,7 @@ def test_a_run_with_other_classes_starts_from_all_but_the_classifier(first: Path
         "loaded": len(here) - 1,
         "only_here": [],
         "only_there": [],
-        "reshaped": {"heads.global.classifier.weight": [[6, 512], [4, 512]]},
+        "reshaped": {"heads.global.classifier.weight": [[6, 128], [4, 128]]},
     }
 
 
