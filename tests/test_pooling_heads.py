@@ -180,7 +180,8 @@ def test_weights_of_attention_are_exact_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("config", POOLS)
 def test_a_pooling_takes_the_last_map_or_the_one_it_is_told(config: type) -> None:
-    backbone = Maps(stage3=MapShape(2, 1, 1), stage4=MapShape(3, 1, 1))
+    side = 1 if config is aggregators.Identity else 2
+    backbone = Maps(stage3=MapShape(2, side, side), stage4=MapShape(3, side, side))
     assert config().build(backbone).needs == ("stage4",)
     chosen = config(source="stage3").build(backbone)
     assert (chosen.needs, chosen.views) == (("stage3",), {"global": 2})
@@ -188,7 +189,12 @@ def test_a_pooling_takes_the_last_map_or_the_one_it_is_told(config: type) -> Non
         config(source="stage5").build(backbone)
 
 
-@pytest.mark.parametrize("config", POOLS)
+def test_attention_refuses_a_map_of_one_position() -> None:
+    with pytest.raises(ContractError, match="map 'token' has one position, and 'attention' weighs several; choose"):
+        aggregators.Attention().build(Maps(token=MapShape(3, 1, 1)))
+
+
+@pytest.mark.parametrize("config", [config for config in POOLS if config is not aggregators.Attention])
 def test_a_pooling_of_one_position_is_its_value(config: type) -> None:
     x = torch.rand(1, 3, 1, 1) + 0.1
     pooled = config().build(Maps(token=MapShape(3, 1, 1)))({"token": x}).vectors["global"]
@@ -214,10 +220,11 @@ def test_a_pooling_exports_for_any_batch(config: type) -> None:
 
 
 def test_a_signed_map_is_refused_by_the_generalized_mean_only() -> None:
-    backbone = Maps(token=MapShape(3, 1, 1, signed=True))
     for config in POOLS:
+        side = 1 if config is aggregators.Identity else 2
+        backbone = Maps(map=MapShape(3, side, side, signed=True))
         if config is aggregators.GeneralizedMean:
-            with pytest.raises(ContractError, match=r"map 'token' may be negative.* write signed = \"rectify\""):
+            with pytest.raises(ContractError, match=r"map 'map' may be negative.* write signed = \"rectify\""):
                 config().build(backbone)
         else:
             config().build(backbone)

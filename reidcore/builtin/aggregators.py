@@ -89,6 +89,11 @@ class Attention(_OfMap):
         from reidcore.builtin.modules.pooling import Attention, Pooling
 
         source, shape = self.map(backbone)
+        if (shape.height, shape.width) == (1, 1):
+            raise ContractError(
+                f"aggregator: map '{source}' has one position, and 'attention' weighs several; choose 'identity', or "
+                "another map as source"
+            )
         return Pooling(source, shape, Attention(shape.channels))
 
 
