@@ -27,6 +27,12 @@ class _OnLogits:
 
 
 @frozen(kw_only=True)
+class _Margin(_OnLogits):
+    scale: float = option(64.0, help="factor on the cosines", above=0)
+    smoothing: float = option(0.0, help=_SMOOTHING, at_least=0, below=1)
+
+
+@frozen(kw_only=True)
 class _OnFeatures:
     feature: Literal["before", "after"] = option("before", help="before or after the head's norm")
     gather: bool = option(False, help="compare with the images of all processes")
@@ -77,12 +83,10 @@ class Focal(_OnLogits):
 
 
 @frozen(kw_only=True)
-class CosFace(_OnLogits):
+class CosFace(_Margin):
     """Softmax over scaled cosines, a margin off the true one (Wang et al. 2018); margin 0 is the cosine softmax."""
 
-    scale: float = option(64.0, help="factor on the cosines", above=0)
     margin: float = option(0.35, help="off the true class's cosine", at_least=0)
-    smoothing: float = option(0.0, help=_SMOOTHING, at_least=0, below=1)
 
     def build(self, parts: Parts) -> classification.CosFace:
         from reidcore.builtin.modules.classification import CosFace
@@ -91,12 +95,10 @@ class CosFace(_OnLogits):
 
 
 @frozen(kw_only=True)
-class ArcFace(_OnLogits):
+class ArcFace(_Margin):
     """Softmax over scaled cosines, a margin on the true class's angle (Deng et al. 2019)."""
 
-    scale: float = option(64.0, help="factor on the cosines", above=0)
     margin: float = option(0.5, help="on the true class's angle, radians", at_least=0, below=1.5708)
-    smoothing: float = option(0.0, help=_SMOOTHING, at_least=0, below=1)
 
     def build(self, parts: Parts) -> classification.ArcFace:
         from reidcore.builtin.modules.classification import ArcFace
@@ -105,12 +107,10 @@ class ArcFace(_OnLogits):
 
 
 @frozen(kw_only=True)
-class Circle(_OnLogits):
+class Circle(_Margin):
     """Circle loss with class labels (Sun et al. 2020)."""
 
-    scale: float = option(64.0, help="factor on the weighted cosines", above=0)
     margin: float = option(0.35, help="relaxation of both optima", at_least=0, at_most=1)
-    smoothing: float = option(0.0, help=_SMOOTHING, at_least=0, below=1)
 
     def build(self, parts: Parts) -> classification.CircleSoftmax:
         from reidcore.builtin.modules.classification import CircleSoftmax
