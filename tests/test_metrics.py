@@ -11,8 +11,8 @@ import pytest
 from reidcore.builtin.metrics import CMC, MAP, MINP, reidcore_metrics
 from reidcore.builtin.modules.metrics import average_precision, first_rank, inverse_negative_penalty
 from reidcore.errors import ContractError, DataError
-from reidcore.retrieval import Features, Problem, RankingBlock, evaluate
-from reidcore.retrieval.postprocess import final_distances
+from reidcore.retrieval import Features, Problem, evaluate
+from reidcore.retrieval.postprocess import Final
 
 
 def test_values_by_hand() -> None:
@@ -39,8 +39,8 @@ def problem() -> Problem:
 @pytest.mark.parametrize("config", [CMC(), MAP(), MINP()], ids=str)
 def test_merged_halves_equal_the_whole(config: Any) -> None:
     whole, first, second = (config.build().start(problem()) for _ in range(3))
-    for rows, distances in final_distances(problem(), [], block_bytes=1):
-        block = RankingBlock(rows, distances, *problem().masks(rows))
+    for rows, distances in Final.of(problem(), [], block_bytes=1).blocks():
+        block = problem().block(rows, distances)
         whole.update(block)
         (first if rows.start % 2 else second).update(block)
     first.merge(pickle.loads(pickle.dumps(second)))  # as it comes from another process
@@ -68,5 +68,5 @@ def test_a_tally_without_any_match_has_no_figure() -> None:
         MAP().build().start(problem()).result()
 
 
-def test_the_hook_offers_the_three_metrics() -> None:
-    assert [component.name for component in reidcore_metrics()] == ["cmc", "map", "minp"]
+def test_the_hook_offers_the_metrics() -> None:
+    assert [component.name for component in reidcore_metrics()] == ["cmc", "map", "minp", "recall", "roc"]

@@ -521,12 +521,11 @@ def _problem(seed: int = 0, queries: int = 12) -> Any:
 
 
 def _judge(kit: Kit, problem: Any, block_bytes: int) -> Any:
-    from reidcore.retrieval import RankingBlock
-    from reidcore.retrieval.postprocess import final_distances
+    from reidcore.retrieval.postprocess import Final
 
     state = kit.build().start(problem)
-    for rows, distances in final_distances(problem, [], block_bytes):
-        state.update(RankingBlock(rows, distances, *problem.masks(rows)))
+    for rows, distances in Final.of(problem, [], block_bytes).blocks():
+        state.update(problem.block(rows, distances))
     return state
 
 
@@ -542,9 +541,9 @@ def figures_are_fractions_and_do_not_depend_on_blocks(kit: Kit) -> None:
 
 
 def _prepared(kit: Kit, problem: Any) -> Any:
-    from reidcore.retrieval.postprocess import final_distances
+    from reidcore.retrieval.postprocess import Final
 
-    blocks = [distances for _, distances in final_distances(problem, [kit.build()])]
+    blocks = [distances for _, distances in Final.of(problem, [kit.build()]).blocks()]
     return np.concatenate(blocks)
 
 
