@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from attrs import frozen
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -42,20 +42,30 @@ class Sums:
         return Sums.of(np.concatenate([self.identities, other.identities]), np.concatenate([self.values, other.values]))
 
 
-def intervals(sums: Sums, figures: Figures, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Return the interval that holds each figure with a confidence of 95%; NaN where there is one identity only.
+def resample(sums: Sums, figures: Figures, seed: int = 0) -> dict[str, NDArray[np.float64]]:
+    """Return `RESAMPLES` values of each figure, (R,). Equal seeds and numbers of identities draw the same ones."""
+    random = np.random.default_rng(seed)
+    count = len(sums.identities)
+    parts = []
+    for _ in range(RESAMPLES // _AT_ONCE):
+        drawn = random.multinomial(count, np.full(count, 1 / count), size=_AT_ONCE)
+        parts.append(figures(drawn @ sums.values))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    Percentiles of the bootstrap, moved out as far as Student's distribution is wider than the normal one for so many
-    identities (Hesterberg, What Teachers Should Know About the Bootstrap, 2015: expanded percentiles).
+
+def interval(values: NDArray[np.float64], identities: int) -> tuple[float, float]:
+    """Return the interval that holds a figure with a confidence of 95%, from its (R,) resampled values.
+
+    Percentiles, moved out as far as Student's distribution is wider than the normal one for so many identities
+    (Hesterberg, What Teachers Should Know About the Bootstrap, 2015: expanded percentiles). NaN for a single one.
     """
     from scipy.special import ndtr
 
-    count = len(sums.identities)
-    if count < 2:
-        return dict.fromkeys(figures(sums.values.sum(axis=0)[None]), (np.nan, np.nan))
-    tail = float(ndtr(-_student(count)))
-    resampled = _resample(sums, figures, seed)
-    return {name: _pair(np.quantile(values, [tail, 1 - tail])) for name, values in resampled.items()}
+    if identities < 2:
+        return np.nan, np.nan
+    tail = float(ndtr(-_student(identities)))
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 @frozen
@@ -73,31 +83,30 @@ class Difference:
 
 
 def differences(
-    first: list[tuple[Sums, Figures]], second: list[tuple[Sums, Figures]], seed: int = 0
+    first: Mapping[str, float],
+    second: Mapping[str, float],
+    first_resampled: Mapping[str, NDArray[np.float64]],
+    second_resampled: Mapping[str, NDArray[np.float64]],
+    identities: int,
 ) -> dict[str, Difference]:
     """Compare two runs over the same query identities: each figure of the second less that of the first.
 
-    Both are resampled with the same identities, as what is hard for one is mostly hard for the other. The intervals
-    hold all at once with a confidence of 95% (by the largest studentised deviation over the figures; Romano and Wolf,
-    Exact and Approximate Stepdown Methods for Multiple Hypothesis Testing, 2005), so that of equal runs at most one
-    pair in twenty has any figure that is called different.
+    Both must have been resampled with the same identities, as what is hard for one is mostly hard for the other. The
+    intervals hold all at once with a confidence of 95% (by the largest studentised deviation over the figures; Romano
+    and Wolf, Exact and Approximate Stepdown Methods for Multiple Hypothesis Testing, 2005), so that of equal runs at
+    most one pair in twenty has any figure that is called different.
     """
-    found: dict[str, tuple[float, NDArray[np.float64]]] = {}
-    count = len(first[0][0].identities)
-    for (ours, figures), (theirs, _) in zip(first, second, strict=True):
-        before, after = (figures(sums.values.sum(axis=0)[None]) for sums in (ours, theirs))
-        resampled = [_resample(sums, figures, seed) for sums in (ours, theirs)]
-        for name in before:
-            found[name] = float(after[name][0] - before[name][0]), resampled[1][name] - resampled[0][name]
-    errors = {name: float(np.std(values)) for name, (_, values) in found.items()}
-    deviations = [np.abs(values - value) / errors[name] for name, (value, values) in found.items() if errors[name] > 0]
+    names = [name for name in first_resampled if name in second_resampled]
+    values = {name: second[name] - first[name] for name in names}
+    resampled = {name: second_resampled[name] - first_resampled[name] for name in names}
+    errors = {name: float(np.std(resampled[name])) for name in names}
+    deviations = [np.abs(resampled[name] - values[name]) / errors[name] for name in names if errors[name] > 0]
     factor = 0.0
     if deviations:
-        largest = float(np.quantile(np.max(deviations, axis=0), CONFIDENCE))
-        factor = largest * _student(count) / _student(10**9) if count > 1 else np.inf
+        factor = float(np.quantile(np.max(deviations, axis=0), CONFIDENCE)) * _student(identities) / _student(10**9)
     return {
-        name: Difference(value, value - factor * errors[name], value + factor * errors[name])
-        for name, (value, _) in found.items()
+        name: Difference(values[name], values[name] - factor * errors[name], values[name] + factor * errors[name])
+        for name in names
     }
 
 
@@ -105,20 +114,4 @@ def _student(count: int) -> float:
     """Return the two-sided quantile for the mean of `count` values, in standard deviations as `numpy.std` has them."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * np.sqrt(count / (count - 1)))
-
-
-def _resample(sums: Sums, figures: Figures, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Return `RESAMPLES` values of each figure; equal seeds and numbers of identities draw the same identities."""
-    random = np.random.default_rng(seed)
-    count = len(sums.identities)
-    parts = []
-    for _ in range(RESAMPLES // _AT_ONCE):
-        drawn = random.multinomial(count, np.full(count, 1 / count), size=_AT_ONCE)
-        parts.append(figures(drawn @ sums.values))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _pair(values: ArrayLike) -> tuple[float, float]:
-    low, high = np.asarray(values, dtype=np.float64)
-    return float(low), float(high)
+    return float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * np.sqrt(count / (count - 1))) if count > 1 else np.inf

@@ -5,8 +5,9 @@ Q G: queries and gallery.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 
 from reidcore.errors import ContractError, DataError, ReidError
 from reidcore.retrieval import bootstrap
-from reidcore.retrieval.bootstrap import Sums
 from reidcore.retrieval.postprocess import Final, check_chain
 from reidcore.retrieval.problem import Problem
 from reidcore.retrieval.protocol import ALL_CAMERAS, CROSS_CAMERA, VERIFICATION
@@ -39,8 +39,8 @@ class Result(Mapping[str, float]):
     per_query: what the figures were made of, `{name: (Q,) float64}`, NaN for a query without a match;
     intervals: `{figure: (low, high)}`, which hold it with a confidence of 95%, if they were asked for;
     spread: `{figure: standard deviation}` over the repeats of a protocol that draws at random, or over folds;
-    curves: `{name: {name: array}}` for plots, see `reidcore.retrieval.roc.Curve.plots`;
-    sums: of each metric, what its figures are computed from, or None where it does not say.
+    resampled: `{figure: (R,)}` that the intervals are made of, by drawing `drawn` identities that have a match;
+    curves: `{name: {name: array}}` for plots, see `reidcore.retrieval.roc.Curve.plots`.
     """
 
     _figures: Mapping[str, float]
@@ -50,8 +50,9 @@ class Result(Mapping[str, float]):
     per_query: Mapping[str, NDArray[np.float64]] = field(factory=dict, repr=False)
     intervals: Mapping[str, tuple[float, float]] = field(factory=dict)
     spread: Mapping[str, float] = field(factory=dict)
+    resampled: Mapping[str, NDArray[np.float64]] = field(factory=dict, repr=False)
+    drawn: int = 0
     curves: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(factory=dict, repr=False)
-    sums: Sequence[Sums | None] = field(default=(), repr=False)
 
     def __getitem__(self, name: str) -> float:
         return self._figures[name]
@@ -102,11 +103,13 @@ def evaluate(
     else:
         judged = [(trial, states) for trial in trials(problem, seed) for states in _judge(trial, parts, chain)]
     figures = [_figures(states) for _, states in judged]
-    sums = [_total([getattr(states[number], "sums", None) for _, states in judged]) for number in range(len(parts))]
-    found: dict[str, tuple[float, float]] = {}
-    for part, total in zip(parts, sums, strict=True):
-        if intervals and total is not None:
-            found |= bootstrap.intervals(total, part.figures, seed)
+    resampled: dict[str, NDArray[np.float64]] = {}
+    drawn = 0
+    for number, part in enumerate(parts):
+        if intervals and hasattr(part, "figures"):
+            sums = reduce(operator.add, (states[number].sums for _, states in judged))
+            resampled |= bootstrap.resample(sums, part.figures, seed)
+            drawn = len(sums.identities)
     values = {name: np.array([each[name] for each in figures]) for name in figures[0]}
     trial, states = judged[0]
     spread = {name: float(np.std(each, ddof=1)) for name, each in values.items()} if len(judged) > 1 else {}
@@ -116,10 +119,11 @@ def evaluate(
         coverage.covered,
         trial.identities,
         _per_query(judged),
-        found,
+        {name: bootstrap.interval(each, drawn) for name, each in resampled.items()},
         spread | {name: value for state in states for name, value in getattr(state, "spread", {}).items()},
+        resampled,
+        drawn,
         {name: curve for state in states for name, curve in getattr(state, "curves", {}).items()},
-        sums,
     )
 
 
@@ -160,11 +164,6 @@ def _per_query(judged: Sequence[tuple[Trial, Sequence[Any]]]) -> dict[str, NDArr
         known = np.sum(~np.isnan(values), axis=0)
         means[name] = np.where(known > 0, np.nansum(values, axis=0) / np.maximum(known, 1), np.nan)
     return means
-
-
-def _total(sums: Sequence[Sums | None]) -> Sums | None:
-    told = [each for each in sums if each is not None]
-    return sum(told[1:], told[0]) if told else None
 
 
 def rank(
