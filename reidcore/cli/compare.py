@@ -26,8 +26,8 @@ def main(options: Namespace) -> int:
     for label, comparison in comparisons.items():
         console.print(_table(label, comparison))
     console.print(
-        "Differences are in points, with intervals by paired bootstrap over query identities that hold all at once, for "
-        "a run, with a confidence of 95%.",
+        "Differences are in points. Their intervals, by paired bootstrap over query identities, hold all those of a "
+        "run at once with a confidence of 95%.",
         highlight=False,
         soft_wrap=True,
     )

@@ -100,7 +100,7 @@ def differences(
     values = {name: second[name] - first[name] for name in names}
     resampled = {name: second_resampled[name] - first_resampled[name] for name in names}
     errors = {name: float(np.std(resampled[name])) for name in names}
-    deviations = [np.abs(resampled[name] - values[name]) / errors[name] for name in names if errors[name] > 0]
+    deviations = [np.abs(resampled[name] - resampled[name].mean()) / errors[name] for name in names if errors[name] > 0]
     factor = 0.0
     if deviations:
         factor = float(np.quantile(np.max(deviations, axis=0), CONFIDENCE)) * _student(identities) / _student(10**9)

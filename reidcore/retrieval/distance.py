@@ -96,7 +96,7 @@ class Distances:
             block = self._load(query, rows)
             lengths = block.norm(dim=1)
             if self.rounded and self.problem.distance == "cosine":
-                block /= lengths[:, None]
+                block = block / lengths[:, None]
             distances = torch.empty(len(block), total, device=self._device)
             for number, piece in enumerate(pieces):
                 images = self._load(gallery, piece) if on_cpu else kept[number]
@@ -154,7 +154,7 @@ class Distances:
         """
         if not self.rounded:
             return distances, distances
-        roundings = 2 * (np.sqrt(self.problem.gallery.embeddings.shape[1]) + 4) * _EPS / 2
+        roundings = 2 * (np.sqrt(self.problem.gallery.embeddings.shape[1]) + 8) * _EPS / 2
         if self.problem.distance == "cosine":
             return distances - roundings, distances + roundings
         length = np.linalg.norm(np.asarray(self.problem.query.embeddings[row], np.float32) - self._centre)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from reidcore.errors import ContractError, DataError, ReidError
 from reidcore.retrieval import bootstrap
+from reidcore.retrieval.distance import BLOCK_BYTES
 from reidcore.retrieval.postprocess import Final, check_chain
 from reidcore.retrieval.problem import Problem
 from reidcore.retrieval.protocol import ALL_CAMERAS, CROSS_CAMERA, VERIFICATION
@@ -130,7 +131,7 @@ def evaluate(
 def _judge(trial: Trial, parts: Sequence[Any], chain: Sequence[Any]) -> list[list[Any]]:
     """Return the metrics' states of each of the trial's judges."""
     tallies = [[part.start(judge) for part in parts] for judge in trial.judges]
-    final = Final.of(trial.judges[0], chain)
+    final = Final.of(trial.judges[0], chain, BLOCK_BYTES)
     for rows, distances in final.blocks():
         for judge, states in zip(trial.judges, tallies, strict=True):
             block = judge.block(rows, distances, final.rounded)
