@@ -63,7 +63,10 @@ def exact(query: Features, gallery: Features, distance: str) -> dict[str, Any]:
 def test_figures_of_float32_blocks_are_those_of_float64(distance: str, offset: float, seed: int) -> None:
     query, gallery = side(seed, 60, offset=offset), side(seed + 50, 400, offset=offset, copies=100)
     assert Distances(Problem(query, gallery, distance=distance)).rounded
+    before = query.embeddings.copy(), gallery.embeddings.copy()
     result = evaluate(query, gallery, distance=distance)
+    np.testing.assert_array_equal(query.embeddings, before[0])
+    np.testing.assert_array_equal(gallery.embeddings, before[1])
     np.testing.assert_allclose(result.per_query["AP"], exact(query, gallery, distance)["AP"], rtol=0, atol=1e-12)
 
 

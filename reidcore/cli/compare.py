@@ -27,7 +27,7 @@ def main(options: Namespace) -> int:
         console.print(_table(label, comparison))
     console.print(
         "Differences are in points. Their intervals, by paired bootstrap over query identities, hold all those of a "
-        "run at once with a confidence of 95%.",
+        "run at once with a confidence of 97%.",
         highlight=False,
         soft_wrap=True,
     )
@@ -39,7 +39,7 @@ def _table(label: str, comparison: Comparison) -> Table:
     result = comparison.results[first]
     identities = len(np.unique(result.identities))
     title = f"{label}: {result.covered} of {result.queries} queries, {identities} identities"
-    right = ("value", "difference", "95% interval")
+    right = ("value", "difference", "interval")
     columns = ("run", "figure", *right, "verdict")
     table = Table(
         *(Column(name, justify="right" if name in right else "left") for name in columns),

@@ -143,6 +143,7 @@ class Problem:
             self.protocol,
             query_paths=query.paths,
             gallery_paths=gallery.paths,
+            query_groups=query.groups,
         )
 
 

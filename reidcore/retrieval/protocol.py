@@ -114,10 +114,12 @@ def coverage(
     *,
     query_paths: Sequence[Any] | None = None,
     gallery_paths: Sequence[Any] | None = None,
+    query_groups: Any = None,
 ) -> Coverage:
     """Count the queries that have a match, from the labels alone: before a single image is read.
 
-    Identities and cameras are (Q,) and (G,) integers. Paths tell where a query is in the gallery itself.
+    Identities and cameras are (Q,) and (G,) integers. Paths tell where a query is in the gallery itself, groups (Q,)
+    which queries are joined by `multi-query`.
     Raises ReidError for an unknown protocol.
     """
     check_name("protocol", protocol, PROTOCOLS)
@@ -127,7 +129,7 @@ def coverage(
     )
     images = image_numbers(query_paths, gallery_paths)
     if protocol == MULTI_QUERY:
-        first = np.unique(multi_queries(wanted, cameras), return_index=True)[1]
+        first = np.unique(multi_queries(wanted, cameras, query_groups), return_index=True)[1]
         wanted, cameras = wanted[first], cameras[first]
     elif protocol == VEHICLEID:
         wanted = np.concatenate([wanted, identities])[distinct(images, len(wanted), len(identities))]

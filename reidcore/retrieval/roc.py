@@ -120,7 +120,8 @@ def resampled_figures(counts: NDArray[np.float64], fars: Sequence[float] = FAR) 
     Between the edges of bins TAR is interpolated.
     """
     sides = np.split(counts, 2, axis=1)
-    tars, rates = (np.cumsum(side, axis=1) / side.sum(axis=1, keepdims=True) for side in sides)
+    with np.errstate(invalid="ignore"):  # a resample may be without pairs, and has no figure
+        tars, rates = (np.cumsum(side, axis=1) / side.sum(axis=1, keepdims=True) for side in sides)
     pairs = [(np.concatenate([[0], far]), np.concatenate([[0], tar])) for far, tar in zip(rates, tars, strict=True)]
     found = {_name(limit): np.array([np.interp(limit, far, tar) for far, tar in pairs]) for limit in fars}
     return found | {"AUC": np.array([_area(far, tar) for far, tar in pairs])}
