@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 TOGETHER = 0.97
 """Confidence of the intervals of differences, all at once. Simulated pairs of equal runs (8 to 150 identities) are then
-called different in 2 to 4% of trials; at 0.95 it would be 4 to 6%, as resampling some tens of identities is not exact."""
+called different in 2 to 4% of trials; at 0.95 in 4 to 6%, as resampling some tens of identities is not exact."""
 
 _NORMAL = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 _AT_ONCE = 250  # resamples

@@ -537,6 +537,18 @@ def figures_are_fractions_and_do_not_depend_on_blocks(kit: Kit) -> None:
     assert whole == pieces or all(math.isclose(whole[name], pieces[name], rel_tol=1e-9) for name in whole)
 
 
+def figures_can_be_resampled(kit: Kit) -> None:
+    """A metric with `figures` gives those of its result, within 0.02, for the sum over all identities."""
+    metric = kit.build()
+    if not hasattr(metric, "figures"):
+        return
+    state = _judge(kit, _problem(queries=60), 1 << 20)
+    found = metric.figures(state.sums.values.sum(axis=0)[None])
+    assert found.keys() == state.result().keys()
+    for name, value in state.result().items():
+        np.testing.assert_allclose(found[name], [value], atol=0.02, err_msg=name)
+
+
 # post-processors
 
 
@@ -718,7 +730,7 @@ CHECKS: dict[str, tuple[Callable[[Kit], None], ...]] = {
         batches_are_a_function_of_the_epoch_and_the_seed,
         images_of_one_identity_stand_together,
     ),
-    "metric": (figures_are_fractions_and_do_not_depend_on_blocks,),
+    "metric": (figures_are_fractions_and_do_not_depend_on_blocks, figures_can_be_resampled),
     "postprocessor": (distances_are_finite_and_one_a_pair, the_order_of_the_gallery_does_not_matter),
     "exporter": (artifact_computes_what_the_model_does,),
     "dataset": (images_can_be_read, no_identity_is_trained_and_tested),
