@@ -131,8 +131,9 @@ class Distances:
         found = [np.empty(0, np.float32)]
         for start in range(0, len(images), step):
             some = images[start : start + step]
-            others = torch.from_numpy(np.asarray(self.problem.gallery.embeddings[some], dtype=np.float64))
-            found.append(formula((others @ query)[None], length, self._exact_lengths[some])[0].numpy())
+            others = np.asarray(self.problem.gallery.embeddings[some], dtype=np.float64)
+            lengths = torch.from_numpy(np.sqrt(np.einsum("nd,nd->n", others, others)))
+            found.append(formula((torch.from_numpy(others) @ query)[None], length, lengths)[0].numpy())
         return np.concatenate(found)
 
     def of_pairs(self, rows: NDArray[Any]) -> NDArray[np.float32]:
@@ -150,11 +151,12 @@ class Distances:
         """Return the range around each of the `distances` of query `row` that rounding may have hidden ties in.
 
         Two distances of a block that are further apart than this are in their exact order. A sum of D float32
-        products is off by about sqrt(D) / 6 roundings of its largest part; sqrt(D) are allowed for, for either.
+        products is off by about sqrt(D) / 6 roundings of its largest part, and less as libraries sum in parts;
+        sqrt(D) / 2 and a few for what follows are allowed for either.
         """
         if not self.rounded:
             return distances, distances
-        roundings = 2 * (np.sqrt(self.problem.gallery.embeddings.shape[1]) + 8) * _EPS / 2
+        roundings = (np.sqrt(self.problem.gallery.embeddings.shape[1]) / 2 + 8) * _EPS
         if self.problem.distance == "cosine":
             return distances - roundings, distances + roundings
         length = np.linalg.norm(np.asarray(self.problem.query.embeddings[row], np.float32) - self._centre)
@@ -182,22 +184,9 @@ class Distances:
         import torch
 
         gallery = self.problem.gallery.embeddings
-        return torch.cat([self._load(gallery, part).norm(dim=1) for part in self._parts])
-
-    @cached_property
-    def _exact_lengths(self) -> Tensor:
-        import torch
-
-        gallery = self.problem.gallery.embeddings
-        lengths = [np.linalg.norm(np.asarray(gallery[part], dtype=np.float64), axis=1) for part in self._parts]
-        return torch.from_numpy(np.concatenate(lengths))
-
-    @property
-    def _parts(self) -> list[slice]:
-        """Parts of the gallery that can be copied."""
-        count, dimension = self.problem.gallery.embeddings.shape
-        step = max(1, self.block_bytes // 64 // dimension)
-        return [slice(start, start + step) for start in range(0, count, step)]
+        step = max(1, self.block_bytes // 64 // gallery.shape[1])
+        parts = [slice(start, start + step) for start in range(0, len(gallery), step)]
+        return torch.cat([self._load(gallery, part).norm(dim=1) for part in parts])
 
     @cached_property
     def _longest(self) -> float:

@@ -141,7 +141,7 @@ def first_rank(ranks: NDArray[np.int64]) -> float:
 
 def average_precision(ranks: NDArray[np.int64]) -> float:
     """The mean over the matches of the precision of the ranking down to each. ranks: (n,) ascending."""
-    return float(np.mean(np.arange(1, len(ranks) + 1) / (ranks + 1)))
+    return float((np.arange(1, len(ranks) + 1) / (ranks + 1)).sum() / len(ranks))
 
 
 def inverse_negative_penalty(ranks: NDArray[np.int64]) -> float:

@@ -93,9 +93,13 @@ class Pairs:
         distances = np.ascontiguousarray(block.distances[queries])
         genuine, junk = (_pairs(images, queries) for images in (block.match_images, block.junk_images))
         fine = self.scale.fine(distances)
-        coarse = np.stack([_rows(fine, *genuine), _rows(fine)], axis=1)
-        coarse[:, 1] -= coarse[:, 0] + _rows(fine, *junk)
-        coarse = coarse.reshape(len(queries), -1)
+        cells = Scale.coarse(fine)
+        cells += (np.arange(len(cells), dtype=np.int32) * COARSE_BINS)[:, None]
+        every, ours, left_out = (
+            np.bincount(some.ravel(), minlength=len(cells) * COARSE_BINS).reshape(len(cells), COARSE_BINS)
+            for some in (cells, cells[genuine], cells[junk])
+        )
+        coarse = np.concatenate([ours, every - ours - left_out], axis=1)
         if self.exact:
             impostor = np.ones(distances.shape, dtype=bool)
             impostor[genuine] = impostor[junk] = False
@@ -148,11 +152,3 @@ def _pairs(images: Sequence[NDArray[np.int64]], queries: NDArray[np.int64]) -> t
     """Return places among `queries` and gallery numbers of their images."""
     some = [images[query] for query in queries]
     return np.repeat(np.arange(len(some)), [len(numbers) for numbers in some]), np.concatenate(some)
-
-
-def _rows(fine: NDArray[np.int32], *pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count the coarse numbers of each row, or of the pairs among it: (rows, `COARSE_BINS`)."""
-    coarse = Scale.coarse(fine)
-    coarse += (np.arange(len(fine), dtype=np.int32) * COARSE_BINS)[:, None]
-    found = np.bincount((coarse[pairs] if pairs else coarse).ravel(), minlength=len(fine) * COARSE_BINS)
-    return found.reshape(len(fine), COARSE_BINS)
