@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from reidcore.builtin.modules.datasets import lfw
 from reidcore.errors import ContractError, DataError, ReidError
 from reidcore.retrieval import Features, coverage, evaluate
 from reidcore.retrieval.protocol import REPEATS
@@ -172,3 +175,49 @@ def test_coverage_from_labels_is_what_evaluation_finds(protocol: str, seed: int)
     assert (result.queries, result.covered) == (found.queries, found.covered)
     if protocol in ("multi-query", "single-gallery-shot", "in-shop"):
         assert np.sum(~np.isnan(result.per_query["AP"])) == found.covered
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    """A list of four pairs of two people, and their images."""
+    random = np.random.default_rng(0)
+    for name, colour in (("Ann_A", (200, 30, 30)), ("Bob", (30, 30, 200))):
+        (tmp_path / name).mkdir()
+        for number in (1, 2, 3):
+            noise = random.integers(0, 40, (16, 16, 3)) + np.array(colour)
+            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(tmp_path / name / f"{name}_{number:04d}.jpg")
+    (tmp_path / "pairs.txt").write_text("1 2\nAnn_A 1 2\nBob 3 1\nAnn_A 1 Bob 1\nBob\t2\tAnn_A\t3\n")
+    return tmp_path
+
+
+def test_pairs_in_the_form_of_lfw(faces: Path) -> None:
+    splits = lfw(faces, faces / "pairs.txt")
+    files = [[str(sample.name).removeprefix(f"{faces}/") for sample in side] for side in (splits.query, splits.gallery)]
+    assert files[0] == ["Ann_A/Ann_A_0001.jpg", "Bob/Bob_0003.jpg", "Ann_A/Ann_A_0001.jpg", "Bob/Bob_0002.jpg"]
+    assert files[1] == ["Ann_A/Ann_A_0002.jpg", "Bob/Bob_0001.jpg", "Bob/Bob_0001.jpg", "Ann_A/Ann_A_0003.jpg"]
+    identities = [[sample.identity for sample in side] for side in (splits.query, splits.gallery)]
+    assert identities == [[0, 1, 0, 1], [0, 1, 1, 0]]
+
+
+def test_faulty_pairs_are_named(faces: Path) -> None:
+    (faces / "pairs.txt").write_text("Ann_A 1 2\nAnn_A one two\n\nBob 1\n")
+    with pytest.raises(DataError) as error:
+        lfw(faces, faces / "pairs.txt")
+    assert str(error.value).splitlines() == [
+        f"{faces}/pairs.txt:{line}: found '{text}'; expected '<name> <number> <number>' or "
+        "'<name> <number> <name> <number>'"
+        for line, text in ((2, "Ann_A one two"), (4, "Bob 1"))
+    ]
+    with pytest.raises(DataError, match=r"cannot read .*nothing\.txt: No such file"):
+        lfw(faces, faces / "nothing.txt")
+
+
+def test_a_run_verifies_pairs(faces: Path, toy_recipe: Path, reidcore: Any) -> None:
+    test = f"test=[{{name='lfw', root='{faces}', pairs='{faces}/pairs.txt', protocol='verification'}}]"
+    status, out, err = reidcore("run", toy_recipe, "-q", "--set", test, "--set", "training.epochs=0")
+    assert status == 0, err
+    assert "accuracy" in out and "TAR@FAR=1e-3" in out and "4 of 4" in out
+    status, _, err = reidcore("evaluate", toy_recipe.parent / "runs" / "toy", "--set", "test.0.protocol=vehicleid")
+    assert status == 0, err
+    status, _, err = reidcore("run", toy_recipe, "--set", "run.name=b", "--set", "test.0.protocol=verification")
+    assert status == 2 and "verification compares row with row; found 6 queries and" in err

@@ -50,6 +50,19 @@ class Market1501:
 
 
 @frozen(kw_only=True)
+class LFW:
+    """Pairs to verify in the form of Labeled Faces in the Wild (Huang et al. 2007): for the protocol verification."""
+
+    root: Path = option(help="folder that holds <name>/<name>_<0001>.jpg")
+    pairs: Path = option(help="the list: lines '<name> <n> <m>' and '<name> <n> <other name> <m>'")
+
+    def build(self) -> Splits:
+        from reidcore.builtin.modules.datasets import lfw
+
+        return lfw(self.root, self.pairs)
+
+
+@frozen(kw_only=True)
 class Synthetic:
     """Person-like figures that are drawn when they are needed: no download, any size."""
 
@@ -81,8 +94,9 @@ class Synthetic:
 
 @hookimpl
 def reidcore_datasets() -> Iterator[Component]:
-    """Offer folder, csv, market1501 and synthetic."""
+    """Offer folder, csv, market1501, lfw and synthetic."""
     yield Component(name="folder", config=Folder)
     yield Component(name="csv", config=Csv)
     yield Component(name="market1501", config=Market1501)
+    yield Component(name="lfw", config=LFW)
     yield Component(name="synthetic", config=Synthetic)

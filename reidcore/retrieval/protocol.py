@@ -120,7 +120,7 @@ def coverage(
 
     Identities and cameras are (Q,) and (G,) integers. Paths tell where a query is in the gallery itself, groups (Q,)
     which queries are joined by `multi-query`.
-    Raises ReidError for an unknown protocol.
+    Raises ReidError for an unknown protocol, and for pairs to verify that are none.
     """
     check_name("protocol", protocol, PROTOCOLS)
     wanted, identities, cameras, gallery_cameras = (
@@ -139,6 +139,10 @@ def coverage(
             queries, covered=queries - int((wanted == UNKNOWN).sum()), absent=int((wanted == UNKNOWN).sum())
         )
     elif protocol == VERIFICATION:
+        if len(wanted) != len(identities):
+            raise ReidError(
+                f"verification compares row with row; found {len(wanted)} queries and {len(identities)} gallery images"
+            )
         unknown = int(((wanted == UNKNOWN) | (identities == UNKNOWN)).sum())
         return Coverage(len(wanted), covered=len(wanted) - unknown, absent=unknown)
     origins = (cameras, gallery_cameras) if protocol in BY_CAMERA else images

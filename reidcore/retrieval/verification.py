@@ -22,11 +22,10 @@ FOLDS = 10
 
 
 def start_pairs(problem: Problem) -> Verified:
-    """Compare each query with the gallery image of the same row. Raises ReidError if these are not pairs, DataError if
-    all pairs are the same or all are different."""
-    count, others = len(problem.query), len(problem.gallery)
-    if count != others:
-        raise ReidError(f"verification compares row with row; found {count} queries and {others} gallery images")
+    """Compare each query with the gallery image of the same row, of which there must be as many.
+
+    Raises DataError if all pairs are of the same identity, or none is.
+    """
     known = np.flatnonzero((problem.query.identities != UNKNOWN) & (problem.gallery.identities != UNKNOWN))
     distances = Distances(problem).of_pairs(known)
     same = problem.query.identities[known] == problem.gallery.identities[known]

@@ -89,6 +89,38 @@ def csv_table(file: Path) -> Splits:
     return Splits(train, query, gallery)
 
 
+def lfw(root: Path, pairs: Path) -> Splits:
+    """Read a list of pairs; queries are their first images, the gallery their second ones, in the order of the list.
+
+    Of view 2 that is ten parts of 300 pairs of the same and 300 of different people. The line that counts these is
+    optional. Raises DataError with all faulty lines.
+    """
+    _require_folder(root, "a folder for each person")
+    try:
+        lines = [(number, line.split()) for number, line in enumerate(pairs.read_text("utf-8").splitlines(), start=1)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {pairs}: {getattr(error, 'strerror', None) or error}") from None
+    first: list[tuple[str, Path]] = []
+    second: list[tuple[str, Path]] = []
+    faults = []
+    for number, words in lines:
+        if not words or (number == 1 and len(words) < 3):
+            continue
+        names = words[::2] if len(words) == 4 else [words[0]] * 2
+        images = [words[1], words[-1]] if len(words) in (3, 4) else []
+        if not images or not all(re.fullmatch(r"\d{1,9}", image) for image in images):
+            expected = "'<name> <number> <number>' or '<name> <number> <name> <number>'"
+            faults.append(f"{pairs}:{number}: found '{' '.join(words)}'; expected {expected}")
+            continue
+        for side, name, image in zip((first, second), names, images, strict=True):
+            side.append((name, root / name / f"{name}_{int(image):04d}.jpg"))
+    if faults:
+        raise DataError("\n".join([*faults[:20], *([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])]))
+    identities = {name: number for number, name in enumerate(sorted({name for name, _ in (*first, *second)}))}
+    query, gallery = (tuple(Sample(file, identities[name]) for name, file in side) for side in (first, second))
+    return Splits(query=query, gallery=gallery)
+
+
 def _numbers(texts: list[str]) -> dict[str, int]:
     """Number the texts in order, whole numbers by their value unless two are written differently."""
     unknown = {"": UNKNOWN, str(UNKNOWN): UNKNOWN}
