@@ -20,7 +20,11 @@ from torch import Tensor
 
 from reidcore.types import Features
 
-BLOCK_BYTES = 2**26
+BLOCK_BYTES = 2**27
+
+# What is done image by image or pair by pair takes this many numbers at a time: they stay in the cache, and torch uses a
+# single thread, since on a busy machine waiting for the others takes longer than the work.
+_NUMBERS = 2**14
 
 # Of a pair of a block: the float32 distance, its transpose, whether it is near enough, and where.
 _PAIR_BYTES = 16
@@ -50,16 +54,15 @@ class Points:
         return len(self.coordinates)
 
     def squared(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the (n,) squared distances of pairs, both (n,) positions: differences are taken, in float64."""
+        """Return the (n,) float32 squared distances of pairs, both (n,) positions: no cancellation, sums in float64."""
+        x = self.coordinates
+        rows = _few(x.shape[1])
         parts = [
-            (self.coordinates[one].double() - self.coordinates[other]).square_().sum(1).float()
-            for one, other in zip(first.split(_PAIRS), second.split(_PAIRS), strict=True)
+            _lengths(x[one].sub_(x[other]))
+            for one, other in zip(first.split(rows), second.split(rows), strict=True)
         ]
-        return torch.cat(parts)
+        return torch.cat(parts).square_().float()
 
-
-_ROWS = 1024  # images that are read at a time
-_PAIRS = 1024  # pairs whose difference is taken at a time
 
 
 def as_points(sides: Sequence[Features], distance: str, device: torch.device | str | None = None) -> Points:
@@ -67,18 +70,29 @@ def as_points(sides: Sequence[Features], distance: str, device: torch.device | s
     count, dimension = sum(map(len, sides)), np.shape(sides[0].embeddings)[1]
     points = torch.empty(count, dimension, device=device or "cpu")
     total = torch.zeros(dimension, dtype=torch.float64, device=points.device)
-    at = 0
+    at, step = 0, _few(dimension)
     for side in sides:
-        for start in range(0, len(side), _ROWS):
-            rows = torch.from_numpy(np.array(side.embeddings[start : start + _ROWS], np.float32)).to(total)
+        for start in range(0, len(side), step):
+            rows = torch.from_numpy(np.array(side.embeddings[start : start + step], np.float32)).to(total)
             if distance == "cosine":
                 rows /= rows.norm(dim=1, keepdim=True).clamp_min(np.finfo(np.float64).tiny)
             total += rows.sum(0)
             points[at : at + len(rows)] = rows
             at += len(rows)
     points -= (total / count).float()  # any centre will do, so its rounding does no harm
-    scale = max(float(rows.double().norm(dim=1).max()) for rows in points.split(_ROWS)) or 1.0
+    scale = float(_lengths(points).max()) or 1.0
     return Points(points.div_(scale), scale)
+
+
+def _lengths(points: Tensor) -> Tensor:
+    """Return the (N,) float64 lengths of (N, D) points."""
+    parts = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in points.split(_few(points.shape[1]))]
+    return torch.cat(parts)
+
+
+def _few(dimension: int) -> int:
+    """Return how many images to take at a time."""
+    return max(1, _NUMBERS // dimension)
 
 
 @frozen(eq=False)
@@ -112,7 +126,7 @@ def nearest_among(points: Points, queries: int, k: int, *, block_bytes: int = BL
 def _search(points: Points, rows: slice, columns: slice, k: int, block_bytes: int) -> Neighbours:
     """Return the `k` nearest of `columns` for each of `rows`: both all of the points, or apart."""
     x = points.coordinates
-    lengths = torch.cat([part.double().square().sum(1).float() for part in x.split(_ROWS)])
+    lengths = _lengths(x).square_().float()
     symmetric = rows == columns
     candidates = min(k + _SPARE, columns.stop - columns.start)
     best = _Best(rows, candidates, x.device)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from reidcore.retrieval.neighbours import Neighbours, Points
 
 _ROWS = 4096  # images whose sets are expanded at a time
-_PAIRS = 2**21  # shared neighbours, or cells of a block, that are added up at a time
+_CELLS = 2**19  # cells of a block, and weights that are added up in it: few enough for the cache
 
 
 def jaccard(
@@ -66,7 +66,7 @@ def jaccard(
     for rows, shared in shared_weights(encoded, lists):
         shared[np.arange(len(shared)), np.arange(rows.start, rows.stop)] = 1  # but for rounding
         row, column = shared.nonzero()
-        data.append(jaccard_distance(shared[row, column]).astype(np.float32))
+        data.append((1 - similarity(shared[row, column])).astype(np.float32))
         indices.append(column.astype(np.int32))
         counts.extend(np.bincount(row, minlength=len(shared)))
     entries = (np.concatenate(data), np.concatenate(indices), np.cumsum(counts))
@@ -161,7 +161,7 @@ def shared_weights(encoded: Any, lists: Any) -> Iterator[tuple[slice, NDArray[np
     cost = upto + np.arange(len(upto)) * others
     start = 0
     while start < encoded.shape[0]:
-        stop = max(start + 1, int(np.searchsorted(cost, cost[start] + _PAIRS, side="right")) - 1)
+        stop = max(start + 1, int(np.searchsorted(cost, cost[start] + _CELLS, side="right")) - 1)
         part = slice(encoded.indptr[start], encoded.indptr[stop])
         length = lengths[part]
         ends = length.cumsum()
@@ -173,6 +173,6 @@ def shared_weights(encoded: Any, lists: Any) -> Iterator[tuple[slice, NDArray[np
         start = stop
 
 
-def jaccard_distance(shared: Any) -> Any:
-    """Return 1 - shared / (2 - shared) (equation 10): both neighbourhoods have weights that sum to 1."""
-    return 1 - shared / (2 - shared)
+def similarity(shared: Any) -> Any:
+    """Return shared / (2 - shared), 1 - the Jaccard distance (equation 10): all neighbourhoods have weights of sum 1."""
+    return shared / (2 - shared)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from attrs import frozen
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from reidcore.retrieval import Problem
 from reidcore.retrieval.neighbours import as_points
-from reidcore.retrieval.reciprocal import encode, jaccard_distance, over, shared_weights
+from reidcore.retrieval.reciprocal import encode, similarity, over, shared_weights
 
 
 @frozen(eq=False)
@@ -67,8 +68,8 @@ class ReRanked:
         result = distances / largest[:, None]
         if self.problem.distance == "euclidean":
             result.square_()
-        result *= self.weight
+        result.mul_(self.weight).add_(1 - self.weight)  # of images that share nothing
+        near = np.empty(distances.shape, np.float32)
         for part, shared in shared_weights(self.queries[rows], self.gallery):
-            near = torch.from_numpy(jaccard_distance(shared)).to(result)
-            result[part].add_(near, alpha=1 - self.weight)
-        return result
+            near[part] = similarity(shared)
+        return result.sub_(torch.from_numpy(near).to(result.device), alpha=1 - self.weight)

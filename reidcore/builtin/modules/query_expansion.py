@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from reidcore.retrieval import Features, Problem
 from reidcore.retrieval.neighbours import as_points, nearest, nearest_among
 
-_ROWS = 512  # images that are expanded at a time
+_ROWS = 128  # images that are expanded at a time
 
 
 @frozen(eq=False)
