@@ -56,13 +56,13 @@ class Points:
     def squared(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the (n,) float32 squared distances of pairs, both (n,) positions: no cancellation, sums in float64."""
         x = self.coordinates
-        rows = _few(x.shape[1])
-        parts = [
-            _lengths(x[one].sub_(x[other]))
-            for one, other in zip(first.split(rows), second.split(rows), strict=True)
-        ]
-        return torch.cat(parts).square_().float()
-
+        squared = torch.empty(len(first), device=x.device)
+        step = max(1, _NUMBERS // x.shape[1])
+        for start in range(0, len(first), step):
+            pairs = slice(start, start + step)
+            differences = x[first[pairs]].sub_(x[second[pairs]])
+            squared[pairs] = torch.linalg.vector_norm(differences, dim=1, dtype=torch.float64).square_()
+        return squared
 
 
 def as_points(sides: Sequence[Features], distance: str, device: torch.device | str | None = None) -> Points:
@@ -70,14 +70,15 @@ def as_points(sides: Sequence[Features], distance: str, device: torch.device | s
     count, dimension = sum(map(len, sides)), np.shape(sides[0].embeddings)[1]
     points = torch.empty(count, dimension, device=device or "cpu")
     total = torch.zeros(dimension, dtype=torch.float64, device=points.device)
-    at, step = 0, _few(dimension)
+    at, step = 0, max(1, _NUMBERS // dimension)
     for side in sides:
         for start in range(0, len(side), step):
-            rows = torch.from_numpy(np.array(side.embeddings[start : start + step], np.float32)).to(total)
+            rows = torch.from_numpy(np.array(side.embeddings[start : start + step], np.float32)).to(points.device)
             if distance == "cosine":
-                rows /= rows.norm(dim=1, keepdim=True).clamp_min(np.finfo(np.float64).tiny)
-            total += rows.sum(0)
+                norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
+                rows = rows / norm.clamp_min(np.finfo(np.float64).tiny)
             points[at : at + len(rows)] = rows
+            total += points[at : at + len(rows)].sum(0, dtype=torch.float64)
             at += len(rows)
     points -= (total / count).float()  # any centre will do, so its rounding does no harm
     scale = float(_lengths(points).max()) or 1.0
@@ -86,13 +87,8 @@ def as_points(sides: Sequence[Features], distance: str, device: torch.device | s
 
 def _lengths(points: Tensor) -> Tensor:
     """Return the (N,) float64 lengths of (N, D) points."""
-    parts = [torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in points.split(_few(points.shape[1]))]
-    return torch.cat(parts)
-
-
-def _few(dimension: int) -> int:
-    """Return how many images to take at a time."""
-    return max(1, _NUMBERS // dimension)
+    step = max(1, _NUMBERS // points.shape[1])
+    return torch.cat([torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in points.split(step)])
 
 
 @frozen(eq=False)
