@@ -1,9 +1,10 @@
 """Evaluation and re-ranking against the bare matrix product of the same size, in one run.
 
-Clustered random features with the shape of a data set: identities are centres, images are these with noise, so that neither
-everything nor nothing is found. Each measurement is a process of its own, so that its peak of memory is its own. `beyond
-features` is the peak above what the process held when the features were there, `beyond torch` above what it held after
-its imports; both are read from Linux's /proc. The figures to quote are the ratios: seconds over those of the product that is named beside them.
+Clustered random features with the shape of a data set: identities are centres, images are these with noise, so that
+neither everything nor nothing is found. Each measurement is a process of its own, so that its peak of memory is its
+own. `beyond features` is the peak above what the process held when the features were there, `beyond torch` above what
+it held after its imports; both are read from Linux's /proc. The figures to quote are the ratios: seconds over those
+of the product that is named beside them.
 
     python benchmarks/retrieval.py [--shape market1501] [--threads 2] [--only product evaluate ...]
 """
@@ -49,7 +50,9 @@ def draw(shape: tuple[int, int, int]) -> tuple[Features, Features]:
             rows = slice(start + first, start + min(first + ROWS, count))
             noise = random.standard_normal((rows.stop - rows.start, dimension), np.float32)
             level = random.uniform(2, 4, (len(noise), 1)).astype(np.float32)
-            embeddings[first : first + len(noise)] = centres[identities[rows]] + views[cameras[rows]] / 2 + level * noise
+            embeddings[first : first + len(noise)] = (
+                centres[identities[rows]] + views[cameras[rows]] / 2 + level * noise
+            )
         rows = slice(start, start + count)
         sides.append(Features(embeddings, identities[rows], cameras[rows]))
     return sides[0], sides[1]

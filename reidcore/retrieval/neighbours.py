@@ -22,9 +22,11 @@ from reidcore.types import Features
 
 BLOCK_BYTES = 2**27
 
-# What is done image by image or pair by pair takes this many numbers at a time: they stay in the cache, and torch uses a
-# single thread, since on a busy machine waiting for the others takes longer than the work.
+# What is done image by image or pair by pair takes this many numbers at a time: they stay in the cache, and torch
+# uses a single thread. On a busy machine it would wait for the others longer than the work takes.
 _NUMBERS = 2**14
+
+_SAMPLE = 256  # images whose mean is the centre
 
 # Of a pair of a block: the float32 distance, its transpose, whether it is near enough, and where.
 _PAIR_BYTES = 16
@@ -69,18 +71,22 @@ def as_points(sides: Sequence[Features], distance: str, device: torch.device | s
     """Return the images of all `sides`, one side after the other, as points on `device`."""
     count, dimension = sum(map(len, sides)), np.shape(sides[0].embeddings)[1]
     points = torch.empty(count, dimension, device=device or "cpu")
-    total = torch.zeros(dimension, dtype=torch.float64, device=points.device)
+
+    def read(side: Features, rows: slice) -> Tensor:
+        """Return the embeddings of `rows`, normalised for "cosine", in float64."""
+        found = torch.from_numpy(np.array(side.embeddings[rows], np.float32)).to(points.device, torch.float64)
+        if distance == "cosine":
+            found /= found.norm(dim=1, keepdim=True).clamp_min(np.finfo(np.float64).tiny)
+        return found
+
+    # About the middle, which is all that a centre has to be.
+    centre = torch.cat([read(side, slice(0, None, count // _SAMPLE + 1)) for side in sides]).mean(0)
     at, step = 0, max(1, _NUMBERS // dimension)
     for side in sides:
         for start in range(0, len(side), step):
-            rows = torch.from_numpy(np.array(side.embeddings[start : start + step], np.float32)).to(points.device)
-            if distance == "cosine":
-                norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
-                rows = rows / norm.clamp_min(np.finfo(np.float64).tiny)
-            points[at : at + len(rows)] = rows
-            total += points[at : at + len(rows)].sum(0, dtype=torch.float64)
+            rows = read(side, slice(start, start + step))
+            points[at : at + len(rows)] = rows.sub_(centre)
             at += len(rows)
-    points -= (total / count).float()  # any centre will do, so its rounding does no harm
     scale = float(_lengths(points).max()) or 1.0
     return Points(points.div_(scale), scale)
 
@@ -88,7 +94,8 @@ def as_points(sides: Sequence[Features], distance: str, device: torch.device | s
 def _lengths(points: Tensor) -> Tensor:
     """Return the (N,) float64 lengths of (N, D) points."""
     step = max(1, _NUMBERS // points.shape[1])
-    return torch.cat([torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64) for rows in points.split(step)])
+    pieces = _pieces(slice(0, len(points)), step)
+    return torch.cat([torch.linalg.vector_norm(points[rows], dim=1, dtype=torch.float64) for rows in pieces])
 
 
 @frozen(eq=False)

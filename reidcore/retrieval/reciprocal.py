@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from attrs import frozen
 from numpy.typing import NDArray
 
 from reidcore.errors import ReidError
@@ -45,9 +44,9 @@ def jaccard(
         graph = sort_graph_by_row_values(jaccard(features), warn_when_not_sorted=False)   # sklearn.neighbors
         labels = DBSCAN(eps=0.5, min_samples=4, metric="precomputed").fit_predict(graph)
 
-    features: `Features`, or an (N, D) array; k1: neighbours of a neighbourhood, apart from the image itself; k2: nearest
-    images, itself included, whose neighbourhoods are averaged (1: none is); distance: "cosine" or "euclidean", what
-    is near; device: where the neighbours are searched, by default the CPU.
+    features: `Features`, or an (N, D) array; k1: neighbours of an image, apart from itself; k2: nearest images,
+    itself included, whose neighbourhoods are averaged (1: none is); distance: "cosine" or "euclidean", what is near;
+    device: where neighbours are searched, by default the CPU.
 
     Raises ReidError for features that are empty, not finite or of a wrong shape, an unknown distance and a k below 1.
     """
@@ -74,9 +73,9 @@ def jaccard(
 
 
 def encode(points: Points, k1: int, k2: int) -> tuple[Any, NDArray[np.float32]]:
-    """Return each image's neighbourhood as a vector, and its largest squared distance to any image, in units of the points.
+    """Return all neighbourhoods, (N, N) sparse, and each image's largest squared distance, (N,) in units of the points.
 
-    The (N, N) sparse vectors are equation 7, averaged over the k2 nearest images (equation 11). The distances in them are
+    A row is equation 7, averaged over the k2 nearest images (equation 11), with sum 1. The distances in it are
     squared, each over its row's largest. Raises ReidError for a k below 1.
     """
     from scipy.sparse import csr_array, vstack
@@ -149,11 +148,11 @@ def over(farthest: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(farthest > 0, farthest, np.float32(1))
 
 
-def shared_weights(encoded: Any, lists: Any) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+def shared_weights(encoded: Any, lists: Any) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield blocks of rows of `encoded`, and what their images share with others: (q, M) sums of minima of weights.
 
-    encoded: (Q, N) sparse by rows; lists: (M, N) sparse by columns, the inverted lists: for each image those M that have
-    it in their neighbourhood. Most images share nothing, so only what stands in the lists is added up.
+    encoded: (Q, N) sparse by rows; lists: (M, N) sparse by columns, the inverted lists: for each image, those of M
+    that have it in their neighbourhood. Most images share nothing, so only what stands in the lists is added up.
     """
     others = lists.shape[0]
     lengths = np.diff(lists.indptr)[encoded.indices]
@@ -169,10 +168,11 @@ def shared_weights(encoded: Any, lists: Any) -> Iterator[tuple[slice, NDArray[np
         row = np.repeat(np.arange(stop - start), np.diff(encoded.indptr[start : stop + 1]))
         minima = np.minimum(np.repeat(encoded.data[part], length), lists.data[at])
         cells = np.repeat(row * others, length) + lists.indices[at]
-        yield slice(start, stop), np.bincount(cells, minima, (stop - start) * others).reshape(-1, others)
+        shared: NDArray[Any] = np.bincount(cells, minima, (stop - start) * others)
+        yield slice(start, stop), shared.reshape(-1, others)
         start = stop
 
 
 def similarity(shared: Any) -> Any:
-    """Return shared / (2 - shared), 1 - the Jaccard distance (equation 10): all neighbourhoods have weights of sum 1."""
+    """Return shared / (2 - shared), 1 - the Jaccard distance (equation 10), for neighbourhoods whose sum is 1."""
     return shared / (2 - shared)

@@ -15,19 +15,19 @@ from torch import Tensor
 
 from reidcore.retrieval import Problem
 from reidcore.retrieval.neighbours import as_points
-from reidcore.retrieval.reciprocal import encode, similarity, over, shared_weights
+from reidcore.retrieval.reciprocal import encode, over, shared_weights, similarity
 
 
 @frozen(eq=False)
 class ReRanking:
     """k-reciprocal re-ranking: (1 - weight) times the Jaccard distance + weight times the original one (equation 12).
 
-    The original distance is squared, and each row is divided by its largest value over queries and gallery together, as in
-    the authors' code: for "cosine" it is the squared euclidean distance of normalised embeddings, 2 (1 - cos), for
-    "euclidean" that of the embeddings. k1, k2, weight: 20, 6 and 0.3 there.
+    The original distance is squared and each row is divided by its largest value over queries and gallery together,
+    as in the authors' code: for "cosine" the squared euclidean distance of normalised embeddings, 2 (1 - cos), for
+    "euclidean" that of the embeddings as they are. k1, k2 and weight are 20, 6 and 0.3 there too.
 
-    The reference system differs: k1 neighbours with the image itself, here k1 and the image itself; a softmax over negative
-    squared distances, here their exponentials after the division; the original distance neither squared nor divided.
+    The reference system has k1 neighbours with the image itself, not beside it; takes the exponentials of squared
+    distances that are not divided; and mixes in the distance as the ranking has it, neither squared nor divided.
     """
 
     k1: int = 20
@@ -54,7 +54,7 @@ class ReRanking:
 
 @frozen(eq=False)
 class ReRanked:
-    """A problem with its neighbourhoods: of the queries (Q, N), of the gallery (G, N), and the (Q,) largest distances."""
+    """A problem with the neighbourhoods of queries, (Q, N), and gallery, (G, N), and the (Q,) largest distances."""
 
     problem: Problem
     queries: Any

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from attrs import evolve, frozen
 from numpy.typing import NDArray
+from torch import Tensor
 
 from reidcore.retrieval import Features, Problem
 from reidcore.retrieval.neighbours import as_points, nearest, nearest_among
@@ -22,15 +23,17 @@ class Expansion:
     """Query expansion: a query q becomes (q + sum of w_i g_i) / (1 + sum of w_i) over its k nearest gallery images g_i.
 
     With alpha 0 every w_i is 1: equation 7 of the FastReID paper (average query expansion, Chum et al., Total Recall,
-    ICCV 2007). Else w_i is the cosine of q and g_i to the power of alpha, 0 if it is negative (Radenovic et al., Fine-tuning
-    CNN Image Retrieval with No Human Annotation, TPAMI 2018). For the distance "cosine" the means are taken of normalised
-    embeddings, so that a long one counts no more than a short one; for "euclidean" of the embeddings as they are.
+    ICCV 2007). Else w_i is the cosine of q and g_i to the power of alpha, 0 if it is negative (Radenovic et al.,
+    Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2018). For the distance "cosine" the means are
+    taken of normalised embeddings, so that a long one counts no more than a short one; for "euclidean" of the
+    embeddings as they are.
 
-    database: gallery images too, by their k nearest others in the gallery (Arandjelovic and Zisserman, Three things everyone
-    should know to improve object retrieval, CVPR 2012). All neighbours are those of the embeddings as they came.
+    database: gallery images too, each by its k nearest others in the gallery (Arandjelovic and Zisserman, Three
+    things everyone should know to improve object retrieval, CVPR 2012). All neighbours are those of the embeddings
+    as they came, also where both sides are replaced.
 
-    The reference system differs: always alpha 3, queries among the neighbours, the image itself one of the k, embeddings
-    that are not normalised, and a sum over k where a mean of these weights is taken here.
+    The reference system always replaces both sides, with queries among the neighbours, the image itself as one of
+    the k, alpha 3, embeddings that are not normalised, and a division by k instead of the sum of the weights.
     """
 
     k: int = 5
@@ -74,7 +77,8 @@ def _ready(embeddings: NDArray[np.float64], distance: str) -> NDArray[np.float64
     if distance == "euclidean":
         return embeddings
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return embeddings / np.maximum(lengths, np.finfo(np.float64).tiny)
+    normalised: NDArray[np.float64] = embeddings / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return normalised
 
 
 @frozen(eq=False)
@@ -83,6 +87,6 @@ class Expanded:
 
     problem: Problem
 
-    def rows(self, rows: slice, distances: object) -> object:
+    def rows(self, rows: slice, distances: Tensor) -> Tensor:
         """Leave the distances, which are those of the expanded embeddings, as they are."""
         return distances
