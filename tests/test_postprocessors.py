@@ -82,7 +82,7 @@ def dense_k_reciprocal(embeddings: np.ndarray, distance: str, k1: int, k2: int) 
     return distances, original
 
 
-SHAPES = [(seed, *shape) for seed in range(4) for shape in [(1, 1), (2, 5), (7, 14), (15, 40), (30, 90)]]
+SHAPES = [(seed, *shape) for seed in range(3) for shape in [(1, 1), (2, 5), (7, 14), (20, 60)]]
 
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
@@ -176,7 +176,7 @@ def test_blocks_and_threads_change_nothing(monkeypatch: Any, chain: list[Any], d
     both = np.concatenate([problem.query.embeddings, problem.gallery.embeddings])
     graph = jaccard(both, 6, 3, distance=distance)
     threads = torch.get_num_threads()
-    for block_bytes, cells, count in ((1000, 1, 1), (50_000, 3000, 2), (2**26, 2**19, 3)):
+    for block_bytes, cells, count in ((20_000, 1, 1), (200_000, 3000, 2), (2**26, 2**19, 3)):
         monkeypatch.setattr("reidcore.retrieval.neighbours.nearest.__kwdefaults__", {"block_bytes": block_bytes})
         monkeypatch.setattr("reidcore.retrieval.neighbours.nearest_among.__kwdefaults__", {"block_bytes": block_bytes})
         monkeypatch.setattr("reidcore.retrieval.reciprocal._CELLS", cells)
@@ -340,7 +340,7 @@ def test_expanded_features_are_what_is_re_ranked() -> None:
 
 
 def test_evaluation_takes_them_by_name_with_options() -> None:
-    problem = clustered(6, 60, 240, dimension=24)
+    problem = clustered(6, 60, 240, dimension=5)
     by_name, built = (
         evaluate(problem.query, problem.gallery, postprocess=chain)
         for chain in (

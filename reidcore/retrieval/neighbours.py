@@ -28,7 +28,7 @@ _NUMBERS = 2**14
 
 _SAMPLE = 256  # images whose mean is the centre
 
-# Of a pair of a block: the float32 distance, its transpose, whether it is near enough, and where.
+# Of a pair of a block: the float32 distance, its transpose, whether it is near enough, and what is near enough.
 _PAIR_BYTES = 16
 
 # Candidates beyond the k nearest, for the comparison in float64. If more than these are as near as the k-th,
@@ -56,14 +56,14 @@ class Points:
         return len(self.coordinates)
 
     def squared(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the (n,) float32 squared distances of pairs, both (n,) positions: no cancellation, sums in float64."""
+        """Return the (n,) float32 squared distances of pairs, both (n,) positions, from differences in float64."""
         x = self.coordinates
         squared = torch.empty(len(first), device=x.device)
         step = max(1, _NUMBERS // x.shape[1])
         for start in range(0, len(first), step):
             pairs = slice(start, start + step)
-            differences = x[first[pairs]].sub_(x[second[pairs]])
-            squared[pairs] = torch.linalg.vector_norm(differences, dim=1, dtype=torch.float64).square_()
+            differences = x[first[pairs]].double().sub_(x[second[pairs]])
+            squared[pairs] = differences.square_().sum(1)
         return squared
 
 
@@ -93,9 +93,11 @@ def as_points(sides: Sequence[Features], distance: str, device: torch.device | s
 
 def _lengths(points: Tensor) -> Tensor:
     """Return the (N,) float64 lengths of (N, D) points."""
-    step = max(1, _NUMBERS // points.shape[1])
-    pieces = _pieces(slice(0, len(points)), step)
-    return torch.cat([torch.linalg.vector_norm(points[rows], dim=1, dtype=torch.float64) for rows in pieces])
+    # Filled in, not joined: small results that outlive large temporaries leave holes in memory.
+    lengths = torch.empty(len(points), dtype=torch.float64, device=points.device)
+    for rows in _pieces(slice(0, len(points)), max(1, _NUMBERS // points.shape[1])):
+        lengths[rows] = torch.linalg.vector_norm(points[rows], dim=1, dtype=torch.float64)
+    return lengths
 
 
 @frozen(eq=False)
