@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import signal
@@ -26,12 +27,16 @@ from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, load_metadata, load_tensors, save_tensors
 from reidcore.data import read_image
 from reidcore.errors import DataError, ReidError, RunError, os_message
+from reidcore.features import KeptFeatures
 from reidcore.kinds import Logger
 from reidcore.loop import Run, checkpoints, fit, prepare
 from reidcore.model import Model
 from reidcore.recipe import Loaded, Recipe, fill, load_recipe
 from reidcore.reporting import JsonLines, Terminal, make_console
+from reidcore.results import FILE as RESULTS_FILE
+from reidcore.results import load_results, save_results
 from reidcore.retrieval import Coverage
+from reidcore.retrieval.bootstrap import Difference, differences
 from reidcore.retrieval.evaluation import Result
 from reidcore.types import Sample
 
@@ -42,13 +47,14 @@ RECIPE, RESULTS, BEFORE = "recipe.toml", "metrics.json", "metrics-before.json"
 class Finished:
     """A finished run: its folder, and the figures of each test, before training too where that was asked for.
 
-    queries: how many of each test's queries have a match, and so count.
+    queries: how many of each test's queries have a match, and so count; results: what else is known of each test.
     """
 
     folder: Path
     metrics: Mapping[str, Mapping[str, float]]
     before: Mapping[str, Mapping[str, float]]
     queries: Mapping[str, Coverage]
+    results: Mapping[str, Result]
 
 
 def run(
@@ -81,7 +87,8 @@ def run(
     if not finished:
         _train(loaded, data, folder, terminal, resume)
     results, before = (_read_metrics(folder / name) for name in (RESULTS, BEFORE))
-    return Finished(folder, results, before, queries)
+    kept = load_results(folder) if (folder / RESULTS_FILE).is_file() else {}
+    return Finished(folder, results, before, queries, kept)
 
 
 def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume: bool) -> None:
@@ -129,9 +136,10 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
             model = fit(run_, resume)
         save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": data.classes})
         epoch = run_.best_epoch or run_.epoch
-        results = done.get(epoch) or _evaluate(run_, evaluator, model, data.tests, epoch)
+        results = done.get(epoch) or _evaluate(run_, _keeping(evaluator, recipe, folder), model, data.tests, epoch)
         for position, exporter in enumerate(exporters):
             _export(loaded, position, exporter, model, data.train.samples, folder)
+        save_results(folder, results)
         _write_metrics(folder / RESULTS, results)
     finally:
         for logger in loggers:
@@ -141,15 +149,75 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
 def evaluate_run(
     folder: str | Path, overrides: Sequence[str] = (), plugin_files: Sequence[str | Path] = ()
 ) -> dict[str, Result]:
-    """Evaluate a finished run's model again, on the tests of its recipe with `KEY=VALUE` overrides."""
-    model, loaded = _load(Path(folder), overrides, plugin_files)
+    """Evaluate a finished run's model again, on the tests of its recipe with `KEY=VALUE` overrides.
+
+    Features that the run folder has are not extracted again. Without overrides the results are kept for `compare`.
+    """
+    folder = Path(folder)
+    model, loaded = _load(folder, overrides, plugin_files)
     data = read_data(loaded, train=False)
     if not data.tests:
         raise RunError(f"the recipe of {folder} has no [[test]] table; add --set test.0.name=NAME and its options")
     for test in data.tests:
         test.coverage()
-    evaluator = make_evaluator(loaded.recipe)
-    return evaluator(model.to(evaluator.device), data.tests)
+    evaluator = _keeping(make_evaluator(loaded.recipe), loaded.recipe, folder)
+    results = evaluator(model.to(evaluator.device), data.tests)
+    if not overrides:
+        save_results(folder, results)
+    return results
+
+
+def _keeping(evaluator: Evaluator, recipe: Recipe, folder: Path) -> Evaluator:
+    """Return an evaluator that keeps the features of a run's model in its folder, if the recipe says so."""
+    if not recipe.evaluation.keep_features:
+        return evaluator
+    weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    options = (recipe.input.height, recipe.input.width, recipe.evaluation.flip, str(evaluator.precision))
+    made_by = repr((weights, recipe.backbone, recipe.aggregator, recipe.head, options))
+    return evolve(evaluator, kept=KeptFeatures(folder / "features", made_by))
+
+
+@frozen(eq=False)
+class Comparison:
+    """How runs did in one test: the result of each, and how each but the first differs from the first."""
+
+    results: Mapping[str, Result]
+    differences: Mapping[str, Mapping[str, Difference]]
+
+
+def compare(folders: Sequence[str | Path]) -> dict[str, Comparison]:
+    """Compare finished runs in each test that all of them have: `{label: comparison}`.
+
+    Raises RunError for a run without results, for runs without a common test, and for a test whose queries differ.
+    """
+    names = [str(folder) for folder in folders]
+    if len(set(names)) < max(2, len(names)):
+        raise RunError("expected at least two run folders, all different")
+    results = {}
+    for name in names:
+        if not (Path(name) / RESULTS).is_file():
+            raise RunError(f"{name} is not a finished run: it has no {RESULTS}")
+        if not (Path(name) / RESULTS_FILE).is_file():
+            raise RunError(f"{name} holds no results to compare; make them: reidcore evaluate {name}")
+        results[name] = load_results(Path(name))
+    labels = [label for label in results[names[0]] if all(label in found for found in results.values())]
+    if not labels:
+        tests = "; ".join(f"{name}: {', '.join(found) or 'none'}" for name, found in results.items())
+        raise RunError(f"the runs have no test in common ({tests})")
+    comparisons = {}
+    for label in labels:
+        first, *others = (results[name][label] for name in names)
+        for name, other in zip(names[1:], others, strict=True):
+            if not np.array_equal(first.identities, other.identities):
+                raise RunError(f"test '{label}': {names[0]} and {name} were evaluated on other queries")
+        comparisons[label] = Comparison(
+            {name: results[name][label] for name in names},
+            {
+                name: differences(first, other, first.resampled, other.resampled, first.drawn)
+                for name, other in zip(names[1:], others, strict=True)
+            },
+        )
+    return comparisons
 
 
 def load_model(folder: str | Path, device: str = "cpu", plugin_files: Sequence[str | Path] = ()) -> Embedder:
@@ -197,8 +265,6 @@ def versions(loaded: Loaded) -> dict[str, str]:
     found |= {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")}
     found |= {p.origin: p.version for p in loaded.catalog.plugins if p.status == "ok" and p.version}
     for file in loaded.plugin_files:
-        import hashlib
-
         found[str(file.resolve())] = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
     return found
 

@@ -20,6 +20,7 @@ from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import find_init
 from reidcore.data import Loader
 from reidcore.errors import ContractError, DataError, ReidError, RunError
+from reidcore.features import KeptFeatures
 from reidcore.kinds import Loss, Sampler, SamplerConfig
 from reidcore.loop import Freezer, Losses, Run
 from reidcore.model import Model
@@ -111,7 +112,7 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
         Test(
             label=loaded.label(position),
             splits=read(test.dataset),
-            protocol="all-cameras" if test.cameras == "ignore" else test.protocol,
+            protocol="all-cameras" if (test.cameras, test.protocol) == ("ignore", "cross-camera") else test.protocol,
             postprocess=tuple(part.build() for part in test.postprocess),
             source=number(test.dataset),
             known_cameras=[entry.dataset for entry in recipe.train] == [test.dataset],  # joined sets are renumbered
@@ -316,6 +317,7 @@ class Evaluator:
     metrics: Sequence[Any]
     device: torch.device
     precision: torch.dtype
+    kept: KeptFeatures | None = None
     world: World = ALONE
 
     def __call__(self, model: nn.Module, tests: Sequence[Test]) -> dict[str, Result]:
@@ -325,7 +327,7 @@ class Evaluator:
         for test in tests:
             if test.source not in cache:
                 parts = (test.splits.query, test.splits.gallery)
-                query, gallery = (self.extract(model, part, test.known_cameras) for part in parts)
+                query, gallery = (self._features(model, part, test.known_cameras) for part in parts)
                 cache[test.source] = (query, gallery)
             results[test.label] = evaluate(
                 *cache[test.source],
@@ -333,9 +335,16 @@ class Evaluator:
                 postprocess=test.postprocess,
                 metrics=self.metrics,
                 protocol=test.protocol,
+                intervals=True,
                 device=self.device,
             )
         return results
+
+    def _features(self, model: nn.Module, samples: Sequence[Sample], cameras: bool) -> Features:
+        def extract() -> Features:
+            return self.extract(model, samples, cameras)
+
+        return self.kept.get(samples, cameras, extract) if self.kept else extract()
 
     def extract(self, model: nn.Module, samples: Sequence[Sample], cameras: bool = False) -> Features:
         """Return the features of samples, as the recipe's [evaluation] says; `cameras` tells the model theirs."""

@@ -157,7 +157,10 @@ class SamplerConfig(Protocol):
 
 
 class MetricState(Protocol):
-    """A metric's running tally over blocks of queries."""
+    """A metric's running tally over blocks of queries.
+
+    It may offer `curves`, `{name: {name: array}}` to be kept for plots; and `sums`, if the metric has `figures`.
+    """
 
     @property
     def per_query(self) -> Mapping[str, NDArray[Any]]:
@@ -174,7 +177,12 @@ class MetricState(Protocol):
 
 
 class Metric(Protocol):
-    """Judges rankings, a block of queries at a time."""
+    """Judges rankings, a block of queries at a time.
+
+    Its figures have intervals, and are compared between runs, if they can be computed from sums over queries: then it
+    has a method `figures((R, S) sums) -> {name: (R,)}`, and its state a property `sums`, the `retrieval.bootstrap.Sums`
+    of each query identity.
+    """
 
     def start(self, problem: Problem) -> MetricState:
         """Begin a tally for `problem`."""

@@ -60,6 +60,8 @@ class EvaluationOptions:
     distance: Literal["cosine", "euclidean"] = option("cosine", help="distance between embeddings")
     every: int = option(0, help="epochs between evaluations; 0 is at the end only", at_least=0)
     before: bool = option(False, help="also evaluate before training")
+    intervals: bool = option(False, help="show 95% intervals, by bootstrap over query identities")
+    keep_features: bool = option(True, help="keep the tests' features in the run folder, for other post-processing")
     flip: bool = option(True, help="average the embeddings of an image and its mirror image")
     holdout: float = option(
         0.0,

@@ -65,10 +65,18 @@ class TestSet:
     __test__ = False  # no test case, whatever its name
 
     label: str = option("", help="what results call it; the data set's name when empty")
-    protocol: Literal["cross-camera", "all-cameras"] = option("cross-camera", help="what counts as a match and as junk")
+    protocol: Literal[
+        "cross-camera", "multi-query", "single-gallery-shot", "all-cameras", "in-shop", "vehicleid", "verification"
+    ] = option("cross-camera", help="what is compared, what counts as a match and as junk")
     cameras: Literal["use", "ignore"] = option("use", help="'ignore' for a set without cameras")
     postprocess: tuple[PostprocessorConfig, ...] = option((), help="post-processors in order")
     dataset: DatasetConfig = _inline()
+
+    def __attrs_post_init__(self) -> None:
+        if self.cameras == "ignore" and self.protocol in ("multi-query", "single-gallery-shot"):
+            raise ValueError(f"protocol '{self.protocol}' compares across cameras; expected cameras = \"use\"")
+        if self.postprocess and self.protocol == "verification":
+            raise ValueError("protocol 'verification' compares pairs; there is no ranking to post-process")
 
 
 @frozen(kw_only=True)

@@ -144,13 +144,28 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def metrics_table(rows: Mapping[str, tuple[Mapping[str, float], str]]) -> Table:
-    """Return a table of each label's figures, in percent, and the queries that they cover."""
+def metrics_table(rows: Mapping[str, tuple[Mapping[str, float], str]], intervals: bool = False) -> Table:
+    """Return a table of each label's figures, in percent, and the queries that they cover.
+
+    A figure over repeats or folds shows its standard deviation; `intervals` adds those of results.
+    """
     names = list(dict.fromkeys(name for figures, _ in rows.values() for name in figures))
     table = Table("", *(Column(name, justify="right") for name in (*names, "queries")))
     for label, (figures, queries) in rows.items():
-        table.add_row(label, *(f"{figures[name]:.1%}" if name in figures else "" for name in names), queries)
+        table.add_row(label, *(_cell(figures, name, intervals) for name in names), queries)
     return table
+
+
+def _cell(figures: Mapping[str, float], name: str, intervals: bool) -> str:
+    if name not in figures:
+        return ""
+    text = f"{figures[name]:.1%}"
+    if name in getattr(figures, "spread", {}):
+        text += f" ± {figures.spread[name]:.1%}"  # type: ignore[attr-defined]
+    if intervals and name in getattr(figures, "intervals", {}):
+        low, high = figures.intervals[name]  # type: ignore[attr-defined]
+        text += f"\n{low:.1%} to {high:.1%}"
+    return text
 
 
 __all__ = ["JsonLines", "Terminal", "duration", "make_console", "metrics_table"]

@@ -211,3 +211,14 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    def take(self, rows: Any) -> Features:
+        """Return the features of the images with these numbers, (n,); all but the paths must be arrays."""
+        return Features(
+            self.embeddings[rows],
+            self.identities[rows],
+            self.cameras[rows],
+            None if self.paths is None else [self.paths[row] for row in rows],
+            None if self.groups is None else self.groups[rows],
+            {name: values[rows] for name, values in self.extras.items()},
+        )

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reidcore.builtin.metrics import CMC, MAP, MINP, reidcore_metrics
 from reidcore.builtin.modules.metrics import average_precision, first_rank, inverse_negative_penalty
 from reidcore.errors import ContractError, DataError
-from reidcore.retrieval import Features, Problem, RankingBlock, evaluate
-from reidcore.retrieval.postprocess import final_distances
+from reidcore.retrieval import Features, Problem, evaluate
+from reidcore.retrieval.postprocess import Final
 
 
 def test_values_by_hand() -> None:
@@ -39,8 +41,8 @@ def problem() -> Problem:
 @pytest.mark.parametrize("config", [CMC(), MAP(), MINP()], ids=str)
 def test_merged_halves_equal_the_whole(config: Any) -> None:
     whole, first, second = (config.build().start(problem()) for _ in range(3))
-    for rows, distances in final_distances(problem(), [], block_bytes=1):
-        block = RankingBlock(rows, distances, *problem().masks(rows))
+    for rows, distances in Final.of(problem(), [], block_bytes=1).blocks():
+        block = problem().block(rows, distances)
         whole.update(block)
         (first if rows.start % 2 else second).update(block)
     first.merge(pickle.loads(pickle.dumps(second)))  # as it comes from another process
@@ -68,5 +70,46 @@ def test_a_tally_without_any_match_has_no_figure() -> None:
         MAP().build().start(problem()).result()
 
 
-def test_the_hook_offers_the_three_metrics() -> None:
-    assert [component.name for component in reidcore_metrics()] == ["cmc", "map", "minp"]
+def test_the_hook_offers_the_metrics() -> None:
+    assert [component.name for component in reidcore_metrics()] == ["cmc", "map", "minp", "recall", "roc"]
+
+
+LABELS = st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 1))
+
+
+@given(
+    query=st.lists(LABELS, min_size=1, max_size=4),
+    gallery=st.lists(LABELS, min_size=1, max_size=6),
+    half=st.booleans(),
+    protocol=st.sampled_from(["cross-camera", "all-cameras"]),
+)
+def test_figures_equal_plain_loops_whatever_the_problem(query: Any, gallery: Any, half: bool, protocol: str) -> None:
+    """All ties, one identity, one camera, no match, a gallery smaller than k. Items: (place, identity, camera)."""
+
+    def side(items: Any) -> Features:
+        places, identities, cameras = np.array(items).T
+        return Features(places[:, None].astype(np.float16 if half else np.float32), identities, cameras)
+
+    expected = []
+    for place, identity, camera in query:
+        ranking = sorted(
+            (abs(place - p), i == identity)  # sorts wrong before right at equal distance
+            for p, i, c in gallery
+            if protocol == "all-cameras" or i != identity or c != camera
+        )
+        hits = [rank for rank, (_, same) in enumerate(ranking, start=1) if same]
+        if hits:
+            expected.append((hits, len(ranking)))
+    metrics = ["cmc", "map", "minp", ("recall", {"k": (1, 3)})]
+    more = {"distance": "euclidean", "metrics": metrics, "protocol": protocol}
+    if not expected:
+        with pytest.raises(DataError, match="no match"):
+            evaluate(side(query), side(gallery), **more)
+        return
+    result = evaluate(side(query), side(gallery), **more)
+    assert (result.queries, result.covered) == (len(query), len(expected))
+    figures = {f"rank{k}": np.mean([hits[0] <= k for hits, _ in expected]) for k in (1, 5, 10)}
+    figures["mAP"] = np.mean([np.mean([n / rank for n, rank in enumerate(hits, 1)]) for hits, _ in expected])
+    figures["mINP"] = np.mean([len(hits) / hits[-1] for hits, _ in expected])
+    figures |= {f"recall@{k}": np.mean([hits[0] <= k for hits, _ in expected]) for k in (1, 3)}
+    assert dict(result) == pytest.approx(figures, rel=0, abs=1e-12)

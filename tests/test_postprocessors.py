@@ -14,7 +14,7 @@ from reidcore.builtin.modules.query_expansion import Expansion
 from reidcore.errors import ContractError, ReidError
 from reidcore.retrieval import Features, Problem, evaluate, jaccard, rank
 from reidcore.retrieval.neighbours import as_points, nearest, nearest_among
-from reidcore.retrieval.postprocess import final_distances
+from reidcore.retrieval.postprocess import Final
 
 
 def features(embeddings: Any, identities: Any = None, **more: Any) -> Features:
@@ -38,7 +38,7 @@ def clustered(seed: int, queries: int, gallery: int, dimension: int = 12, offset
 
 
 def final(problem: Problem, *chain: Any, block_bytes: int = 2**28) -> np.ndarray:
-    return np.concatenate([block for _, block in final_distances(problem, chain, block_bytes)])
+    return np.concatenate([block for _, block in Final.of(problem, chain, block_bytes).blocks()])
 
 
 # k-reciprocal
@@ -255,7 +255,7 @@ REFUSED = {
     "distance": ({"distance": "cosin"}, "unknown distance 'cosin'; expected cosine or euclidean; did you mean"),
     "shape": ({"features": np.zeros(3)}, r"given embeddings have shape \(3,\); expected \(N, D\)"),
     "empty": ({"features": np.zeros((0, 3))}, "the given set is empty"),
-    "nan": ({"features": [[1.0], [np.nan]]}, "1 of 2 given embeddings are not finite, the first is number 1"),
+    "nan": ({"features": [[1.0], [np.nan]]}, "1 of 2 given embeddings are not finite: number 1"),
 }
 
 

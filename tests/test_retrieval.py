@@ -20,8 +20,8 @@ from reidcore.builtin.modules.metrics import (
 )
 from reidcore.errors import ContractError, DataError, ReidError
 from reidcore.retrieval import Features, Problem, RankingBlock, coverage, evaluate, rank
-from reidcore.retrieval.distance import distance_blocks
-from reidcore.retrieval.postprocess import check_chain, final_distances
+from reidcore.retrieval.distance import Distances
+from reidcore.retrieval.postprocess import Final, check_chain
 
 METRICS = (CumulativeMatching((1, 5, 10)), MeanAveragePrecision(), MeanInverseNegativePenalty())
 DISTRACTOR = -1
@@ -45,7 +45,7 @@ def random_problem(seed: int, protocol: str = "cross-camera") -> Problem:
             paths=list(random.choice(paths, size, replace=False)),
         )
 
-    return Problem(side(15), side(40), protocol)
+    return Problem(side(15), side(40), protocol, "euclidean")
 
 
 def reference(problem: Problem) -> tuple[dict[str, float], int]:
@@ -87,8 +87,7 @@ def test_figures_equal_the_three_loop_reference(seed: int, protocol: str) -> Non
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["match", "junk", "wrong"])), min_size=1, max_size=30))
 def test_ranks_equal_a_full_sort(gallery: list[tuple[int, str]]) -> None:
     distances = np.array([[distance for distance, _ in gallery]], np.float32)
-    matches = np.array([[label == "match" for _, label in gallery]])
-    junk = np.array([[label == "junk" for _, label in gallery]])
+    matches, junk = ([np.flatnonzero([label == of for _, label in gallery])] for of in ("match", "junk"))
     ranking = sorted((distance, label == "match") for distance, label in gallery if label != "junk")
     expected = [place for place, (_, match) in enumerate(ranking) if match]
     assert RankingBlock(slice(0, 1), distances, matches, junk).ranks[0].tolist() == expected
@@ -146,10 +145,10 @@ def test_block_size_does_not_change_anything(distance: str) -> None:
     gallery = features(random.normal(size=(101, 24)), range(101))
     gallery.embeddings[70] = gallery.embeddings[3]  # a copy ties whatever piece it falls into
     problem = Problem(query, gallery, distance=distance)
-    whole = [*distance_blocks(problem)]
+    whole = [*Distances(problem).blocks()]
     assert len(whole) == 1
     for budget in (1, 4000, 40_000):
-        blocks = [*distance_blocks(problem, block_bytes=budget)]
+        blocks = [*Distances(problem, block_bytes=budget).blocks()]
         assert len(blocks) > 1
         assert [row for rows, _ in blocks for row in range(rows.start, rows.stop)] == [*range(33)]
         pieces = np.concatenate([block.numpy() for _, block in blocks])
@@ -164,9 +163,9 @@ def test_distances_equal_float64(offset: float) -> None:
     gallery = features(random.normal(size=(50, 64)) + offset, range(50))
     q, g = (side.embeddings.astype(np.float64) for side in (query, gallery))
     problem = Problem(query, gallery)
-    ((_, found),) = distance_blocks(evolve(problem, distance="euclidean"))
+    ((_, found),) = Distances(evolve(problem, distance="euclidean")).blocks()
     np.testing.assert_allclose(found, np.linalg.norm(q[:, None] - g, axis=2), rtol=1e-6)
-    ((_, found),) = distance_blocks(problem)
+    ((_, found),) = Distances(problem).blocks()
     cosine = q @ g.T / np.linalg.norm(q, axis=1)[:, None] / np.linalg.norm(g, axis=1)
     np.testing.assert_allclose(found, 1 - cosine, rtol=0, atol=1e-7)
 
@@ -175,22 +174,16 @@ def test_distances_equal_float64(offset: float) -> None:
 @pytest.mark.parametrize("scale", [1e-30, 1, 1e18])
 def test_copies_are_at_distance_zero(distance: str, scale: float) -> None:
     images = features(np.random.default_rng(2).normal(size=(30, 500)) * scale, range(30))
-    ((_, found),) = distance_blocks(Problem(images, images, distance=distance))
+    ((_, found),) = Distances(Problem(images, images, distance=distance)).blocks()
     assert (found.diagonal() == 0).all()
     assert (found >= 0).all()
-
-
-def test_an_embedding_of_zeros_is_at_cosine_distance_one() -> None:
-    problem = Problem(features([[0, 0], [1, 0]], [0, 1]), features([[0, 0], [2, 0]], [0, 1]))
-    ((_, found),) = distance_blocks(problem)
-    assert found.tolist() == [[1, 1], [1, 0]]
 
 
 @given(st.integers(0, 1000), st.integers(1, 60))
 def test_rank_equals_a_stable_sort(seed: int, k: int) -> None:
     problem = random_problem(seed)
     indices, distances = rank(problem.query, problem.gallery, k, distance="euclidean")
-    ((_, whole),) = distance_blocks(evolve(problem, distance="euclidean"))
+    ((_, whole),) = Distances(evolve(problem, distance="euclidean")).blocks()
     expected = np.argsort(whole.numpy(), axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_array_equal(distances, np.take_along_axis(whole.numpy(), expected, axis=1))
@@ -206,22 +199,22 @@ def test_names_are_looked_up_in_the_catalog() -> None:
     problem = random_problem(0)
     wanted = ["map", ("cmc", {"ranks": [3]}), MeanInverseNegativePenalty()]
     catalog: Any = Catalog()
-    result = evaluate(problem.query, problem.gallery, metrics=wanted, catalog=catalog)
+    result = evaluate(problem.query, problem.gallery, distance="euclidean", metrics=wanted, catalog=catalog)
     assert [*result] == ["mAP", "rank3", "mINP"]
 
 
 def test_the_metrics_of_the_core_are_the_default() -> None:
     problem = random_problem(0)
-    result = evaluate(problem.query, problem.gallery)
-    assert dict(result) == dict(evaluate(problem.query, problem.gallery, metrics=METRICS))
+    result = evaluate(problem.query, problem.gallery, distance="euclidean")
+    assert dict(result) == dict(evaluate(problem.query, problem.gallery, distance="euclidean", metrics=METRICS))
 
 
 def test_embeddings_may_be_memory_mapped(tmp_path: Path) -> None:
     problem = random_problem(0)
     np.save(tmp_path / "gallery.npy", problem.gallery.embeddings)
     mapped = evolve(problem.gallery, embeddings=np.load(tmp_path / "gallery.npy", mmap_mode="r"))
-    found, _ = rank(problem.query, mapped)
-    np.testing.assert_array_equal(found, rank(problem.query, problem.gallery)[0])
+    found, _ = rank(problem.query, mapped, distance="euclidean")
+    np.testing.assert_array_equal(found, rank(problem.query, problem.gallery, distance="euclidean")[0])
 
 
 # coverage
@@ -273,7 +266,8 @@ def test_coverage_with_all_cameras_needs_another_image() -> None:
 @pytest.mark.parametrize("seed", range(25))
 def test_coverage_equals_the_masks(seed: int, protocol: str) -> None:
     problem = random_problem(seed, protocol)
-    matches, junk = problem.masks(slice(0, 15))
+    block = problem.block(slice(0, 15), np.zeros((15, 40), np.float32))
+    matches, junk = block.matches, block.junk
     found = problem.coverage()
     assert found.covered == matches.any(axis=1).sum()
     assert found.queries == found.covered + found.absent + found.one_camera + found.itself
@@ -312,10 +306,8 @@ class Toy:
 
 
 def chain_distances(*chain: Any) -> np.ndarray:
-    problem = Problem(features([[0], [10]], [0, 1]), features([[1], [2]], [0, 1]))
-    return np.concatenate(
-        [block for _, block in final_distances(evolve(problem, distance="euclidean"), chain, block_bytes=1)]
-    )
+    problem = Problem(features([[0], [10]], [0, 1]), features([[1], [2]], [0, 1]), distance="euclidean")
+    return np.concatenate([block for _, block in Final.of(problem, chain, block_bytes=1).blocks()])
 
 
 def test_postprocessors_run_one_after_the_other() -> None:
@@ -396,12 +388,18 @@ INPUTS = {
     "extras": (features([[1, 2]], [1], extras={"grid": []}), "query extra 'grid' has 0 rows for 1"),
     "nan": (
         features([[1, 2], [1, np.nan], [np.inf, 0]], [1, 1, 1]),
-        "2 of 3 query embeddings are not finite, the first is number 1",
+        "2 of 3 query embeddings are not finite: number 1, number 2",
     ),
     "nan with a path": (
         features([[1, -np.inf]], [1], paths=["a.jpg"]),
-        r"1 of 1 query embeddings are not finite, the first is a\.jpg",
+        r"1 of 1 query embeddings are not finite: a\.jpg",
     ),
+    "zeros": (
+        features([[0, 0], [1, 2], [0, 0], [0, 0], [0, 0]], [1] * 5),
+        "4 of 5 query embeddings are zeros only, which have no direction to compare: number 0, number 2, number 3 and",
+    ),
+    "booleans": (evolve(ONE, embeddings=np.ones((1, 2), bool)), "not an array of numbers .*: their type is bool"),
+    "groups": (features([[1, 2]], [1], groups=[1, 2]), "query has 2 groups for 1 embeddings"),
     "too large": (evolve(ONE, embeddings=np.full((1, 2), 1e300)), "1 of 1 query embeddings are not finite"),
 }
 

@@ -29,6 +29,8 @@ def test_a_run_writes_its_folder_and_prints_a_table(toy_recipe, reidcore):
         "metrics-before.json",
         "log.jsonl",
         "model.safetensors",
+        "evaluation.safetensors",
+        "features",
         "checkpoints",
     }
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -1,4 +1,4 @@
-"""The metrics of re-identification: cmc, map, minp."""
+"""The metrics of re-identification and retrieval: cmc, map, minp, recall, roc."""
 
 from __future__ import annotations
 
@@ -46,9 +46,35 @@ class MINP:
         return MeanInverseNegativePenalty()
 
 
+@frozen(kw_only=True)
+class Recall:
+    """Recall@k as retrieval sets report it: share of the queries with a match among their first k images."""
+
+    k: tuple[int, ...] = option((1, 2, 4, 8), help="the k to report, each as recall@<k>", at_least=1)
+
+    def build(self) -> Metric:
+        from reidcore.builtin.modules.metrics import CumulativeMatching
+
+        return CumulativeMatching(self.k, "recall@")
+
+
+@frozen(kw_only=True)
+class ROC:
+    """Share of the genuine pairs accepted (TAR) at a share of impostor pairs accepted (FAR), and the area (AUC)."""
+
+    far: tuple[float, ...] = option((1e-4, 1e-3, 1e-2), help="the FAR to report TAR at", above=0, below=1)
+
+    def build(self) -> Metric:
+        from reidcore.builtin.modules.roc import ReceiverOperatingCharacteristic
+
+        return ReceiverOperatingCharacteristic(self.far)
+
+
 @hookimpl
 def reidcore_metrics() -> Iterator[Component]:
     """Offer the built-in metrics."""
     yield Component(name="cmc", config=CMC)
     yield Component(name="map", config=MAP)
     yield Component(name="minp", config=MINP)
+    yield Component(name="recall", config=Recall)
+    yield Component(name="roc", config=ROC)

@@ -17,6 +17,7 @@ VERBS = {
     "components": "list what recipes can choose from, and the options",
     "plugins": "list the installed plugins and what became of them",
     "evaluate": "evaluate a finished run again",
+    "compare": "set runs side by side, and say which differences are more than chance",
 }
 
 

@@ -10,6 +10,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key of its recipe")
+    parser.add_argument("--intervals", action="store_true", help="show 95% intervals")
     parser.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help="a plugin in one file")
 
 
@@ -18,5 +19,5 @@ def main(options: Namespace) -> int:
     console = make_console()
     results = evaluate_run(options.run, options.set, options.plugin)
     rows = {label: (result, f"{result.covered} of {result.queries}") for label, result in results.items()}
-    console.print(metrics_table(rows))
+    console.print(metrics_table(rows, options.intervals))
     return 0

@@ -47,7 +47,7 @@ def main(options: Namespace) -> int:
     finished = [
         run(item, resume=options.resume, console=make_console(stderr=True), quiet=options.quiet) for item in recipes
     ]
-    _print(console, finished)
+    _print(console, finished, loaded.recipe.evaluation.intervals)
     if options.seeds:
         _print_spread(console, [item.metrics for item in finished])
     return 0
@@ -60,10 +60,11 @@ def _seeded(loaded: Loaded, seed: int) -> Loaded:
     return evolve(loaded, recipe=evolve(loaded.recipe, run=options))
 
 
-def _print(console: Console, finished: Sequence[Finished]) -> None:
+def _print(console: Console, finished: Sequence[Finished], intervals: bool) -> None:
     for item in finished:
         rows: dict[str, tuple[Mapping[str, float], str]] = {}
-        for label, figures in item.metrics.items():
+        for label in item.metrics:
+            figures = item.results.get(label, item.metrics[label])
             queries = f"{item.queries[label].covered} of {item.queries[label].queries}"
             if label in item.before:
                 rows[f"{label}, before training"] = (item.before[label], queries)
@@ -71,7 +72,7 @@ def _print(console: Console, finished: Sequence[Finished]) -> None:
             else:
                 rows[label] = (figures, queries)
         if rows:
-            console.print(metrics_table(rows))
+            console.print(metrics_table(rows, intervals))
         console.print(f"run folder: {item.folder}", highlight=False, soft_wrap=True)
 
 

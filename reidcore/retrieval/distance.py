@@ -1,18 +1,24 @@
-"""Distances from blocks of queries to the whole gallery.
+"""Distances from blocks of queries to the whole gallery, and exact distances of single pairs.
 
-Dot products are taken in float64 and the distances handed out as float32. So they do not depend on the block
-they fall into nor on the kernel that the linear algebra library picks for its shape, copies of an image tie,
-and the precision setting of a training (TF32) does not reach them.
+The exact distance of a pair comes from a float64 dot product and is handed out as float32: copies of an image tie,
+whatever the block or the kernel that the linear algebra library picks for its shape. A block of float64 products
+takes twice as long as one of float32, so the blocks of large problems are float32, and say how far they may be from
+the exact distances (`Distances.around`). Whoever ranks by them asks for the exact distances of the few pairs that are
+too close to call.
 
-q G: queries of one block, and gallery; D: dimension of the embedding.
+Q G: queries and gallery; q: queries of one block; D: dimension of the embedding; n: some gallery images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from attrs import evolve, frozen
+from numpy.typing import NDArray
 
 from reidcore.retrieval.problem import Problem
 
@@ -20,61 +26,203 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK_BYTES = 2**28
+SMALL = 2**22
+"""Pairs of queries and gallery images up to which nobody notices the time that float64 takes."""
 
-# Of a query and a gallery image: the float32 distance, a copy while it is put together or post-processed,
-# masks and what they are made of, and what the caller still holds of the block before.
-_PAIR_BYTES = 24
-_FLOAT64_BYTES = 8
+_EPS = float(np.finfo(np.float32).eps)
+_LONG = 1e15  # a length whose square is far from overflowing in float32
 
 
-def cosine(dots: Tensor, query_norms: Tensor, gallery_norms: Tensor) -> Tensor:
-    """1 - cos, in [0, 2]; an embedding of zeros is at distance 1 from everything.
+def cosine(dots: Tensor, query_lengths: Tensor, gallery_lengths: Tensor) -> Tensor:
+    """1 - cos, in [0, 2].
 
-    dots: (q, G) float64, overwritten; norms: (q,) and (G,); returns (q, G) float32.
+    dots: (q, G) float64, overwritten; lengths: (q,) and (G,); returns (q, G) float32.
     """
-    tiny = np.finfo(np.float64).tiny
-    cosines = dots.div_(query_norms.clamp_min(tiny)[:, None]).div_(gallery_norms.clamp_min(tiny))
+    dots.div_(query_lengths[:, None]).div_(gallery_lengths)
     # Rounded before the subtraction: copies are then at distance 0, not at 1e-16 or -1e-16.
-    return 1 - cosines.float()
+    return 1 - dots.float()
 
 
-def euclidean(dots: Tensor, query_norms: Tensor, gallery_norms: Tensor) -> Tensor:
+def euclidean(dots: Tensor, query_lengths: Tensor, gallery_lengths: Tensor) -> Tensor:
     """The length of the difference (not its square).
 
-    dots: (q, G) float64, overwritten; norms: (q,) and (G,); returns (q, G) float32.
+    dots: (q, G) float64, overwritten; lengths: (q,) and (G,); returns (q, G) float32.
     """
-    scale = query_norms[:, None].square() + gallery_norms.square()
+    scale = query_lengths[:, None].square() + gallery_lengths.square()
     squared = dots.mul_(-2).add_(scale)
     # Closer than float32 can tell two embeddings of this length apart, they are copies; what is left is
     # cancellation, and may be negative.
-    resolution = float(np.finfo(np.float32).eps) ** 2
-    return squared.masked_fill_(squared < resolution * scale, 0).sqrt_().float()
+    return squared.masked_fill_(squared < _EPS**2 * scale, 0).sqrt_().float()
 
 
-def distance_blocks(problem: Problem, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the queries' rows in order, with their (q, G) float32 distances on the problem's device.
+FORMULAS = {"cosine": cosine, "euclidean": euclidean}
 
-    About `block_bytes` are used at a time, beside the embeddings.
+
+@frozen(eq=False)
+class Distances:
+    """The distances between the queries and the gallery of a problem.
+
+    Blocks are exact where `exact` says so, where the problem is small (at most `SMALL` pairs), and for embeddings too
+    large for float32 products; else they are of float32 precision.
     """
+
+    problem: Problem
+    exact: bool = False
+    block_bytes: int = BLOCK_BYTES
+
+    @cached_property
+    def rounded(self) -> bool:
+        """Whether blocks are of float32 precision only."""
+        small = len(self.problem.query) * len(self.problem.gallery) <= SMALL
+        return not (self.exact or small or self.problem.longest > _LONG)
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the queries' rows in order, with their (q, G) float32 distances on the problem's device.
+
+        About `block_bytes` are used at a time, beside the embeddings, if the caller keeps no block.
+        """
+        import torch
+
+        query, gallery = self.problem.query.embeddings, self.problem.gallery.embeddings
+        count, (total, dimension) = len(query), gallery.shape
+        size = 4 if self.rounded else 8
+        height = min(count, max(1, self.block_bytes * 3 // 4 // (4 * total + 3 * size * dimension)))
+        width = max(1, self.block_bytes // 4 // (size * (3 * dimension + 2 * height)))
+        pieces = [slice(start, min(start + width, total)) for start in range(0, total, width)]
+        on_cpu = self._device.type == "cpu"
+        kept = [] if on_cpu else [self._load(gallery, piece) for piece in pieces]
+        for start in range(0, count, height):
+            rows = slice(start, min(start + height, count))
+            block = self._load(query, rows)
+            lengths = block.norm(dim=1)
+            if self.rounded and self.problem.distance == "cosine":
+                block = block / lengths[:, None]
+            distances = torch.empty(len(block), total, device=self._device)
+            for number, piece in enumerate(pieces):
+                images = self._load(gallery, piece) if on_cpu else kept[number]
+                self._fill(distances[:, piece], block, lengths, images, self._gallery_lengths[piece])
+            yield rows, distances
+            del distances  # before there is another one
+
+    def _fill(self, into: Tensor, block: Tensor, lengths: Tensor, images: Tensor, image_lengths: Tensor) -> None:
+        """Write the distances of a block of queries to a piece of the gallery."""
+        import torch
+
+        with _full_precision():
+            if not self.rounded:
+                into.copy_(FORMULAS[self.problem.distance](block @ images.T, lengths, image_lengths))
+                return
+            torch.mm(block, images.T, out=into)
+        for part, length in zip(
+            torch.split(into, 16), torch.split(lengths, 16), strict=True
+        ):  # which stay in the cache
+            if self.problem.distance == "cosine":
+                part.div_(image_lengths).neg_().add_(1).clamp_min_(0)
+            else:
+                part.mul_(-2).add_(length[:, None].square() + image_lengths.square()).clamp_min_(0).sqrt_()
+
+    def pairs(self, row: int, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the exact distances of query `row` to the gallery images numbered `images`, both (n,)."""
+        import torch
+
+        query = torch.from_numpy(np.asarray(self.problem.query.embeddings[row], dtype=np.float64))
+        formula, length = FORMULAS[self.problem.distance], query.norm()[None]
+        step = max(1, self.block_bytes // 64 // len(query))
+        found = [np.empty(0, np.float32)]
+        for start in range(0, len(images), step):
+            some = images[start : start + step]
+            others = torch.from_numpy(np.asarray(self.problem.gallery.embeddings[some], dtype=np.float64))
+            found.append(formula((others @ query)[None], length, self._exact_lengths[some])[0].numpy())
+        return np.concatenate(found)
+
+    def of_pairs(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the exact distance of each query of `rows` to the gallery image of the same number, both (n,)."""
+        return np.array([self.pairs(row, np.array([row]))[0] for row in rows], dtype=np.float32)
+
+    def exact_rows(self, queries: Sequence[int]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield blocks of the exact distances, of some queries, with their place among these."""
+        some = evolve(self.problem, query=self.problem.query.take(np.asarray(queries)))
+        only = Distances(some, True, self.block_bytes)
+        for rows, distances in only.blocks():
+            yield rows, distances.cpu().numpy()
+
+    def around(self, row: int, distances: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the range around each of the `distances` of query `row` that rounding may have hidden ties in.
+
+        Two distances of a block that are further apart than this are in their exact order. A sum of D float32
+        products is off by about sqrt(D) / 6 roundings of its largest part; sqrt(D) are allowed for, for either.
+        """
+        if not self.rounded:
+            return distances, distances
+        roundings = 2 * (np.sqrt(self.problem.gallery.embeddings.shape[1]) + 8) * _EPS / 2
+        if self.problem.distance == "cosine":
+            return distances - roundings, distances + roundings
+        length = np.linalg.norm(np.asarray(self.problem.query.embeddings[row], np.float32) - self._centre)
+        margin = roundings * (float(length) ** 2 + self._longest**2)
+        squares = np.square(distances, dtype=np.float64)
+        return np.sqrt(np.maximum(squares - margin, 0)), np.sqrt(squares + margin)
+
+    @cached_property
+    def _device(self) -> Any:
+        import torch
+
+        return torch.device(self.problem.device or "cpu")
+
+    @cached_property
+    def _centre(self) -> Any:
+        """What float32 subtracts before products, as distances stay the same: or a common offset takes the digits."""
+        gallery = self.problem.gallery.embeddings
+        if not self.rounded or self.problem.distance == "cosine":
+            return np.float32(0)
+        return np.mean(gallery[:: max(1, len(gallery) // 1000)], axis=0, dtype=np.float64).astype(np.float32)
+
+    @cached_property
+    def _gallery_lengths(self) -> Tensor:
+        """(G,) on the device, of what `_load` returns."""
+        import torch
+
+        gallery = self.problem.gallery.embeddings
+        return torch.cat([self._load(gallery, part).norm(dim=1) for part in self._parts])
+
+    @cached_property
+    def _exact_lengths(self) -> Tensor:
+        import torch
+
+        gallery = self.problem.gallery.embeddings
+        lengths = [np.linalg.norm(np.asarray(gallery[part], dtype=np.float64), axis=1) for part in self._parts]
+        return torch.from_numpy(np.concatenate(lengths))
+
+    @property
+    def _parts(self) -> list[slice]:
+        """Parts of the gallery that can be copied."""
+        count, dimension = self.problem.gallery.embeddings.shape
+        step = max(1, self.block_bytes // 64 // dimension)
+        return [slice(start, start + step) for start in range(0, count, step)]
+
+    @cached_property
+    def _longest(self) -> float:
+        return float(self._gallery_lengths.max())
+
+    def _load(self, embeddings: Any, rows: slice) -> Tensor:
+        """Return some embeddings on the device, in the type of the products."""
+        import torch
+
+        # torch wants writable memory, and a memory-mapped file is not
+        some = np.require(embeddings[rows], np.float32, ["C", "W"])
+        loaded = torch.as_tensor(some, device=self._device)
+        if self.rounded:
+            return loaded - torch.as_tensor(self._centre, device=self._device) if np.ndim(self._centre) else loaded
+        return loaded.double()
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keep a training's choice of faster and coarser products (TF32, bfloat16) away from distances."""
     import torch
 
-    formula = {"cosine": cosine, "euclidean": euclidean}[problem.distance]
-    query, gallery = (
-        # torch wants writable memory, and a memory-mapped file is not
-        torch.as_tensor(np.require(side.embeddings, np.float32, ["C", "W"]), device=problem.device or "cpu")
-        for side in (problem.query, problem.gallery)
-    )
-    dimension = query.shape[1]
-    height = max(1, block_bytes // (_PAIR_BYTES * len(gallery) + _FLOAT64_BYTES * dimension))
-    width = max(1, block_bytes // 8 // (_FLOAT64_BYTES * (height + dimension)))
-    pieces = [gallery[start : start + width] for start in range(0, len(gallery), width)]
-    norms = [piece.double().norm(dim=1) for piece in pieces]
-    for start in range(0, len(query), height):
-        rows = slice(start, min(start + height, len(query)))
-        block = query[rows].double()
-        block_norms = block.norm(dim=1)
-        distances = [
-            formula(block @ piece.double().T, block_norms, piece_norms)
-            for piece, piece_norms in zip(pieces, norms, strict=True)
-        ]
-        yield rows, torch.cat(distances, dim=1)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

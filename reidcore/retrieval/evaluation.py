@@ -5,7 +5,9 @@ Q G: queries and gallery.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +15,14 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from reidcore.errors import ContractError, DataError, ReidError
-from reidcore.retrieval.postprocess import check_chain, final_distances
+from reidcore.retrieval import bootstrap
+from reidcore.retrieval.distance import BLOCK_BYTES
+from reidcore.retrieval.postprocess import Final, check_chain
 from reidcore.retrieval.problem import Problem
-from reidcore.retrieval.protocol import ALL_CAMERAS, CROSS_CAMERA
-from reidcore.retrieval.ranking import RankingBlock, check_distances
+from reidcore.retrieval.protocol import ALL_CAMERAS, CROSS_CAMERA, VERIFICATION
+from reidcore.retrieval.ranking import in_threads
+from reidcore.retrieval.trials import Trial, trials
+from reidcore.retrieval.verification import PairMetric, start_pairs
 from reidcore.types import Features
 
 if TYPE_CHECKING:
@@ -29,14 +35,25 @@ if TYPE_CHECKING:
 class Result(Mapping[str, float]):
     """The figures of an evaluation, fractions of 1: `result["mAP"]`.
 
+    queries, covered: how many queries there are, and how many of them have a match and so count;
+    identities: (Q,) of the queries (of `multi-query` the joint ones, of `vehicleid` all images);
     per_query: what the figures were made of, `{name: (Q,) float64}`, NaN for a query without a match;
-    queries, covered: how many queries there are, and how many of them have a match and so count.
+    intervals: `{figure: (low, high)}`, which hold it with a confidence of 95%, if they were asked for;
+    spread: `{figure: standard deviation}` over the repeats of a protocol that draws at random, or over folds;
+    resampled: `{figure: (R,)}` that the intervals are made of, by drawing `drawn` identities that have a match;
+    curves: `{name: {name: array}}` for plots, see `reidcore.retrieval.roc.Curve.plots`.
     """
 
     _figures: Mapping[str, float]
-    per_query: Mapping[str, NDArray[np.float64]] = field(repr=False)
     queries: int
     covered: int
+    identities: NDArray[np.int64] = field(repr=False)
+    per_query: Mapping[str, NDArray[np.float64]] = field(factory=dict, repr=False)
+    intervals: Mapping[str, tuple[float, float]] = field(factory=dict)
+    spread: Mapping[str, float] = field(factory=dict)
+    resampled: Mapping[str, NDArray[np.float64]] = field(factory=dict, repr=False)
+    drawn: int = 0
+    curves: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> float:
         return self._figures[name]
@@ -56,38 +73,98 @@ def evaluate(
     postprocess: Sequence[Any] = (),
     metrics: Sequence[Any] = ("cmc", "map", "minp"),
     protocol: str = CROSS_CAMERA,
+    intervals: bool = False,
+    seed: int = 0,
     device: torch.device | str | None = None,
     catalog: Catalog | None = None,
 ) -> Result:
     """Rank the gallery for every query and judge the rankings.
 
     distance: "cosine" or "euclidean"; postprocess, metrics: names of components, `(name, options)` pairs, or
-    built parts; protocol: see `Problem`; device: where distances are computed (in float64), by default the
-    CPU; catalog: where names are looked up, by default all that is installed.
+    built parts; protocol: see `reidcore.retrieval.protocol`; "verification" compares each query with the gallery image
+    of the same row, and has figures of its own; intervals: whether to compute them, by bootstrap over query identities;
+    seed: of all that is drawn at random; device: where distances are computed, by default the CPU; catalog: where names
+    are looked up, by default all that is installed.
 
     Raises DataError if no query has a match, ContractError for parts that do not fit, and ReidError for
     features that are unsound and for unknown names.
     """
     problem = Problem(query, gallery, protocol, distance, device)
     catalog = _catalog_for((*postprocess, *metrics), catalog)
+    parts = [_part("metric", metric, "start", catalog) for metric in metrics]
     chain = _chain(problem, postprocess, catalog)
-    states = [_part("metric", metric, "start", catalog).start(problem) for metric in metrics]
     coverage = problem.coverage()
     if not coverage.covered:
         raise DataError(coverage.describe())
-    for rows, distances in final_distances(problem, chain):
-        block = RankingBlock(rows, distances, *problem.masks(rows))
-        for state in states:
-            state.update(block)
+    if protocol == VERIFICATION:
+        if chain:
+            raise ContractError("verification compares pairs: there is no ranking to post-process")
+        parts = [PairMetric()]
+        judged = [(Trial([problem], problem.query.identities, np.arange(len(query))), [start_pairs(problem)])]
+    else:
+        judged = [(trial, states) for trial in trials(problem, seed) for states in _judge(trial, parts, chain)]
+    figures = [_figures(states) for _, states in judged]
+    resampled: dict[str, NDArray[np.float64]] = {}
+    drawn = 0
+    for number, part in enumerate(parts):
+        if intervals and hasattr(part, "figures"):
+            sums = reduce(operator.add, (states[number].sums for _, states in judged))
+            resampled |= bootstrap.resample(sums, part.figures, seed)
+            drawn = len(sums.identities)
+    values = {name: np.array([each[name] for each in figures]) for name in figures[0]}
+    trial, states = judged[0]
+    spread = {name: float(np.std(each, ddof=1)) for name, each in values.items()} if len(judged) > 1 else {}
+    return Result(
+        {name: float(np.mean(each)) for name, each in values.items()},
+        coverage.queries,
+        coverage.covered,
+        trial.identities,
+        _per_query(judged),
+        {name: bootstrap.interval(each, drawn) for name, each in resampled.items()},
+        spread | {name: value for state in states for name, value in getattr(state, "spread", {}).items()},
+        resampled,
+        drawn,
+        {name: curve for state in states for name, curve in getattr(state, "curves", {}).items()},
+    )
+
+
+def _judge(trial: Trial, parts: Sequence[Any], chain: Sequence[Any]) -> list[list[Any]]:
+    """Return the metrics' states of each of the trial's judges."""
+    tallies = [[part.start(judge) for part in parts] for judge in trial.judges]
+    final = Final.of(trial.judges[0], chain, BLOCK_BYTES)
+    for rows, distances in final.blocks():
+        for judge, states in zip(trial.judges, tallies, strict=True):
+            block = judge.block(rows, distances, final.rounded)
+            for state in states:
+                state.update(block)
+        del distances, block  # before there are others
+    return tallies
+
+
+def _figures(states: Sequence[Any]) -> dict[str, float]:
     figures: dict[str, float] = {}
-    per_query: dict[str, NDArray[np.float64]] = {}
     for state in states:
         new = state.result()
         if twice := sorted(figures.keys() & new.keys()):
             raise ContractError(f"two metrics report {', '.join(twice)}; leave one out")
         figures.update(new)
-        per_query.update(state.per_query)
-    return Result(figures, per_query, coverage.queries, coverage.covered)
+    return figures
+
+
+def _per_query(judged: Sequence[tuple[Trial, Sequence[Any]]]) -> dict[str, NDArray[np.float64]]:
+    """Return each query's values, of several trials the mean of those that have one."""
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    for trial, states in judged:
+        for state in states:
+            for name, values in state.per_query.items():
+                placed = np.full(len(trial.identities), np.nan)
+                placed[trial.places] = values
+                found.setdefault(name, []).append(placed)
+    means = {}
+    for name, values in found.items():
+        known = np.sum(~np.isnan(values), axis=0)
+        means[name] = np.where(known > 0, np.nansum(values, axis=0) / np.maximum(known, 1), np.nan)
+    return means
 
 
 def rank(
@@ -113,12 +190,21 @@ def rank(
     k = min(k, len(gallery))
     indices = np.empty((len(query), k), dtype=np.int64)
     nearest = np.empty((len(query), k), dtype=np.float32)
-    for rows, distances in final_distances(problem, chain):
-        check_distances(rows, distances)
-        for number, row in enumerate(distances, start=rows.start):
-            candidates = np.flatnonzero(row <= np.partition(row, k - 1)[k - 1])
-            indices[number] = candidates[np.argsort(row[candidates], kind="stable")[:k]]
-            nearest[number] = row[indices[number]]
+    final = Final.of(problem, chain)
+
+    def fill(first: int, distances: NDArray[np.float32], place: int) -> None:
+        number, row = first + place, distances[place]
+        last = np.partition(row, k - 1)[k - 1 :][:1]
+        if final.rounded:
+            last = final.rounded.around(number, last)[1]
+        candidates = np.flatnonzero(row <= last)
+        exact = final.rounded.pairs(number, candidates) if final.rounded else row[candidates]
+        order = np.argsort(exact, kind="stable")[:k]
+        indices[number], nearest[number] = candidates[order], exact[order]
+
+    for rows, distances in final.blocks():
+        in_threads(partial(fill, rows.start, distances), len(distances))
+        del distances  # before there is another block
     return indices, nearest
 
 

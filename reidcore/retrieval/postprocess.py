@@ -6,15 +6,18 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from attrs import frozen
+
 from reidcore.errors import ContractError
-from reidcore.retrieval.distance import BLOCK_BYTES, distance_blocks
+from reidcore.retrieval.distance import BLOCK_BYTES, Distances
 from reidcore.retrieval.problem import Problem
+from reidcore.retrieval.ranking import check_distances
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from reidcore.kinds import Postprocessor
+    from reidcore.kinds import Postprocessor, Prepared
 
 STAGES = ("features", "graph", "rows")
 
@@ -41,33 +44,51 @@ def check_chain(postprocessors: Sequence[Postprocessor], extras: Collection[str]
         raise ContractError(f"{' and '.join(graphs)} are both of stage graph; at most one can be used")
 
 
-def final_distances(
-    problem: Problem,
-    postprocessors: Sequence[Postprocessor],
-    block_bytes: int = BLOCK_BYTES,
-) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Yield blocks of rows and their (q, G) distances as the post-processors leave them.
+@frozen(eq=False)
+class Final:
+    """The distances of a problem as its post-processors leave them.
 
-    The chain must have passed `check_chain`. Raises ContractError for a part that changes the number of
-    images.
+    distances: those before the post-processors of stage graph and rows; parts: these, each with what it prepared.
     """
-    chain = []
-    for part in postprocessors:
-        prepared = part.prepare(problem)
-        before, after = ((len(p.query), len(p.gallery)) for p in (problem, prepared.problem))
-        if before != after:
-            raise ContractError(f"{_name(part)} made {after} features (query, gallery) out of {before}")
-        problem = prepared.problem
-        chain.append((part, prepared))
-    for rows, distances in distance_blocks(problem, block_bytes):
-        shape = tuple(distances.shape)
-        for part, prepared in chain:
-            distances = prepared.rows(rows, distances)
-            if tuple(distances.shape) != shape:
-                raise ContractError(
-                    f"{_name(part)} returned distances of shape {tuple(distances.shape)}; expected {shape}"
-                )
-        yield rows, distances.float().cpu().numpy()
+
+    distances: Distances
+    parts: Sequence[tuple[Postprocessor, Prepared]]
+
+    @classmethod
+    def of(cls, problem: Problem, postprocessors: Sequence[Postprocessor], block_bytes: int = BLOCK_BYTES) -> Final:
+        """Prepare a chain that has passed `check_chain`. Raises ContractError if it changes the number of images."""
+        parts = []
+        for part in postprocessors:
+            prepared = part.prepare(problem)
+            before, after = ((len(p.query), len(p.gallery)) for p in (problem, prepared.problem))
+            if before != after:
+                raise ContractError(f"{_name(part)} made {after} features (query, gallery) out of {before}")
+            problem = prepared.problem
+            if part.stage != "features":
+                parts.append((part, prepared))
+        # what is made of distances has no exact value to ask for later
+        return cls(Distances(problem, exact=bool(parts), block_bytes=block_bytes), parts)
+
+    def blocks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield blocks of rows and their (q, G) distances. Raises ContractError for a part that changes their shape,
+        ReidError for one that makes NaN."""
+        for rows, distances in self.distances.blocks():
+            shape = tuple(distances.shape)
+            for part, prepared in self.parts:
+                distances = prepared.rows(rows, distances)
+                if tuple(distances.shape) != shape:
+                    raise ContractError(
+                        f"{_name(part)} returned distances of shape {tuple(distances.shape)}; expected {shape}"
+                    )
+            if self.parts:
+                check_distances(rows, distances.float().cpu().numpy())
+            yield rows, distances.float().cpu().numpy()
+            del distances  # before there is another block
+
+    @property
+    def rounded(self) -> Distances | None:
+        """Where to ask for exact distances, if the blocks' are not."""
+        return self.distances if self.distances.rounded else None
 
 
 def _name(part: Postprocessor) -> str:

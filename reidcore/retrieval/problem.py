@@ -6,14 +6,15 @@ Q G: queries and gallery; q: the queries of one block; D: dimension of the embed
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 from numpy.typing import NDArray
 
 from reidcore.errors import ReidError
 from reidcore.retrieval.protocol import (
+    BY_CAMERA,
     CROSS_CAMERA,
     PROTOCOLS,
     Coverage,
@@ -26,21 +27,26 @@ from reidcore.types import UNKNOWN, Features
 if TYPE_CHECKING:
     import torch
 
+    from reidcore.retrieval.distance import Distances
+    from reidcore.retrieval.ranking import RankingBlock
+
 DISTANCES = ("cosine", "euclidean")
+_SHOWN = 3
+_ROWS = 4096  # of embeddings that are looked at in one go
 
 
 @frozen(eq=False)
 class Problem:
     """Queries, the gallery in which to find them, how to compare, and what counts as found.
 
-    distance: "cosine" (1 - cos) or "euclidean"; device: where distances are computed, by default the CPU.
+    distance: "cosine" (1 - cos) or "euclidean"; device: where distances are computed, by default the CPU;
+    protocol: see `reidcore.retrieval.protocol`; draw: for a protocol that draws the gallery at random, the seeds of it.
+    With `draw` each query has a gallery of its own: one image an identity, what is left is junk.
 
-    `cross-camera`: a match has the query's identity and another camera; the same identity under the same
-    camera is junk, and two unknown cameras are the same camera. `all-cameras`: cameras play no role, and the
-    query's own image (equal paths, when both sides have paths) is junk. An unknown identity matches nothing.
+    Two unknown cameras are the same camera, and an unknown identity matches nothing.
 
-    Raises ReidError for features that are empty, not finite, or whose shapes disagree, and for an unknown
-    protocol or distance.
+    Raises ReidError for features that are empty, not finite, or whose shapes disagree, for embeddings of zeros if the
+    distance is cosine, and for an unknown protocol or distance.
     """
 
     query: Features
@@ -48,28 +54,83 @@ class Problem:
     protocol: str = CROSS_CAMERA
     distance: str = "cosine"
     device: torch.device | str | None = None
+    draw: tuple[int, ...] | None = None
+    longest: float = field(init=False, default=0.0)
+    """Length of the longest embedding, or infinity if its square is too large for float32."""
 
     def __attrs_post_init__(self) -> None:
         check_name("protocol", self.protocol, PROTOCOLS)
         check_name("distance", self.distance, DISTANCES)
-        dimensions = [check_features(self.query, "query"), check_features(self.gallery, "gallery")]
+        for side in ("query", "gallery"):
+            object.__setattr__(self, side, as_arrays(getattr(self, side), side))
+        dimensions = [side.embeddings.shape[1] for side in (self.query, self.gallery)]
         if dimensions[0] != dimensions[1]:
             raise ReidError(
                 f"query embeddings have {dimensions[0]} dimensions and gallery embeddings {dimensions[1]}; "
                 "both must come from the same model"
             )
+        zeros = self.distance != "cosine"
+        longest = max(check_values(self.query, "query", zeros), check_values(self.gallery, "gallery", zeros))
+        object.__setattr__(self, "longest", longest)
 
-    def masks(self, rows: slice) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return the matches and the junk of the queries in `rows`, both (q, G); none is in both."""
-        wanted = np.asarray(self.query.identities)[rows, None]
-        same = (wanted == np.asarray(self.gallery.identities)) & (wanted != UNKNOWN)
-        if self.protocol == CROSS_CAMERA:
-            near = np.asarray(self.query.cameras)[rows, None] == np.asarray(self.gallery.cameras)
-            return same & ~near, same & near
+    def block(self, rows: slice, distances: NDArray[np.float32], rounded: Distances | None = None) -> RankingBlock:
+        """Return the ranking of the queries in `rows` by their (q, G) distances, with its matches and junk."""
+        from reidcore.retrieval.ranking import RankingBlock
+
+        pairs = [self._judge(row) for row in range(rows.start, rows.stop)]
+        return RankingBlock(rows, distances, [match for match, _ in pairs], [junk for _, junk in pairs], rounded)
+
+    def _judge(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the gallery numbers of a query's matches and of its junk, both ascending."""
+        order, ordered = self._by_identity
+        wanted = self.query.identities[row]
+        first, last = np.searchsorted(ordered, [wanted, wanted + 1]) if wanted != UNKNOWN else (0, 0)
+        same = order[first:last]
+        if self.protocol in BY_CAMERA:
+            near = self.gallery.cameras[same] == self.query.cameras[row]
+        else:
+            near = np.isin(same, self._own_images(row))
+        matches, junk = same[~near], same[near]
+        if self.protocol not in BY_CAMERA:
+            junk = self._own_images(row)
+        return (matches, junk) if self.draw is None else self._draw(row, matches, junk)
+
+    def _draw(
+        self, row: int, matches: NDArray[np.int64], junk: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Leave one image of each identity in the query's gallery, and all those of unknown identity."""
+        order, ordered = self._by_identity
+        assert self.draw is not None
+        lots = np.random.default_rng([*self.draw, row]).random(len(order))
+        lots[junk] = 1  # beyond all others
+        lots = lots[order]
+        starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
+        lowest = np.repeat(np.minimum.reduceat(lots, starts), np.diff(starts, append=len(order)))
+        left = np.zeros(len(order), dtype=bool)
+        left[order] = (lots == lowest) | (ordered == UNKNOWN)
+        left[junk] = False
+        return matches[left[matches]], np.flatnonzero(~left)
+
+    @cached_property
+    def _by_identity(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The gallery's numbers, and their identities, by identity."""
+        order = np.argsort(self.gallery.identities, kind="stable")
+        return order, self.gallery.identities[order]
+
+    def _own_images(self, row: int) -> NDArray[np.int64]:
+        """Return the gallery's numbers of the image that a query is, if it is there and paths tell."""
         if self._images is None:
-            return same, np.zeros_like(same)
-        itself = self._images[0][rows, None] == self._images[1]
-        return same & ~itself, itself
+            return np.empty(0, dtype=np.int64)
+        numbers, order, ordered = self._images
+        return order[slice(*np.searchsorted(ordered, [numbers[row], numbers[row] + 1]))]
+
+    @cached_property
+    def _images(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
+        numbers = image_numbers(self.query.paths, self.gallery.paths)
+        if numbers is None:
+            return None
+        order = np.argsort(numbers[1], kind="stable")
+        return numbers[0], order, numbers[1][order]
 
     def coverage(self) -> Coverage:
         """Count the queries that have a match, and why the others have none."""
@@ -82,45 +143,62 @@ class Problem:
             self.protocol,
             query_paths=query.paths,
             gallery_paths=gallery.paths,
+            query_groups=query.groups,
         )
 
-    @cached_property
-    def _images(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        return image_numbers(self.query.paths, self.gallery.paths)
 
-
-def check_features(features: Features, side: str) -> int:
-    """Raise ReidError unless `features` are sound; return the dimension of their embeddings."""
-    embeddings = _as_float32(features.embeddings, side)
+def as_arrays(features: Features, side: str) -> Features:
+    """Return the features as arrays; raise ReidError unless their shapes and types agree."""
+    try:
+        embeddings = np.asarray(features.embeddings)
+        if embeddings.dtype.kind not in "fiu":
+            raise TypeError(f"their type is {embeddings.dtype}")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ReidError(f"{side} embeddings are not an array of numbers in main memory: {error}") from error
     if embeddings.ndim != 2 or not embeddings.shape[1]:
         raise ReidError(f"{side} embeddings have shape {embeddings.shape}; expected (N, D)")
     count = len(embeddings)
     if not count:
         raise ReidError(f"the {side} set is empty; at least one image is needed")
     for name in ("identities", "cameras"):
-        labels = np.asarray(getattr(features, name))
-        if labels.shape != (count,):
-            raise ReidError(f"{side} {name} have shape {labels.shape}; expected ({count},), one an embedding")
-        if labels.dtype.kind not in "iu":
-            raise ReidError(f"{side} {name} are of type {labels.dtype}; expected integers")
+        values = np.asarray(getattr(features, name))
+        if values.shape != (count,):
+            raise ReidError(f"{side} {name} have shape {values.shape}; expected ({count},), one an embedding")
+        if values.dtype.kind not in "iu":
+            raise ReidError(f"{side} {name} are of type {values.dtype}; expected integers")
     if features.paths is not None and len(features.paths) != count:
         raise ReidError(f"{side} has {len(features.paths)} paths for {count} embeddings; expected one each")
+    if features.groups is not None and len(features.groups) != count:
+        raise ReidError(f"{side} has {len(features.groups)} groups for {count} embeddings; expected one each")
     for name, extra in features.extras.items():
         if len(extra) != count:
             raise ReidError(f"{side} extra '{name}' has {len(extra)} rows for {count} embeddings; expected one each")
-    # The extremes of a row show a NaN or an infinity without a mask of N x D.
-    finite = np.isfinite(embeddings.min(axis=1)) & np.isfinite(embeddings.max(axis=1))
-    if not finite.all():
-        first = int(np.argmin(finite))
-        name = features.paths[first] if features.paths is not None else f"number {first}"
-        raise ReidError(f"{(~finite).sum()} of {count} {side} embeddings are not finite, the first is {name}")
-    return int(embeddings.shape[1])
+    identities, cameras = (np.asarray(labels, dtype=np.int64) for labels in (features.identities, features.cameras))
+    groups = None if features.groups is None else np.asarray(features.groups)
+    extras = {name: np.asarray(extra) for name, extra in features.extras.items()}
+    return Features(embeddings, identities, cameras, features.paths, groups, extras)
 
 
-def _as_float32(embeddings: Any, side: str) -> NDArray[np.float32]:
-    """Return a float32 array, not copied if it is one; raise ReidError for anything but numbers."""
-    try:
+def check_values(features: Features, side: str, zeros: bool) -> float:
+    """Return the largest length; raise ReidError for embeddings that are not finite or, unless `zeros`, all zeros."""
+    longest = 0.0
+    bad: dict[str, list[int]] = {"not finite": [], "zeros only": []}
+    for start in range(0, len(features), _ROWS):
         with np.errstate(over="ignore"):  # what overflows is reported as not finite
-            return np.asarray(embeddings, dtype=np.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ReidError(f"{side} embeddings are not an array of numbers in main memory: {error}") from error
+            some = np.asarray(features.embeddings[start : start + _ROWS], dtype=np.float32)
+            squares = np.einsum("nd,nd->n", some, some)
+        longest = max(longest, float(np.sqrt(squares.max())))
+        for row in np.flatnonzero(~(np.isfinite(squares) & (squares > 0))).tolist():
+            if not np.isfinite(some[row]).all():
+                bad["not finite"].append(start + row)
+            elif not zeros and not some[row].any():
+                bad["zeros only"].append(start + row)
+    for what, rows in bad.items():
+        if rows:
+            names = [features.paths[row] if features.paths is not None else f"number {row}" for row in rows[:_SHOWN]]
+            more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+            advice = ", which have no direction to compare" if what == "zeros only" else ""
+            raise ReidError(
+                f"{len(rows)} of {len(features)} {side} embeddings are {what}{advice}: {', '.join(names)}{more}"
+            )
+    return longest

@@ -1,11 +1,21 @@
-"""Protocols: which gallery images are a query's matches, which are junk, which queries have a match.
+"""Protocols: what is compared, which gallery images are a query's matches, which are junk.
 
-A match is an image of the query's identity. In every protocol some of them are too easy to count, those that
-share the query's *origin*: its camera (`cross-camera`), or the very image (`all-cameras`). They are junk,
-which is taken out of the ranking as if it were not in the gallery (Zheng et al., Scalable Person
-Re-identification: A Benchmark, ICCV 2015).
+A match is an image of the query's identity. Some of them are too easy to count, those that share the query's *origin*:
+its camera, or the very image where cameras play no role. They are junk, which is taken out of the ranking as if it were
+not in the gallery (Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015).
 
-Q G: queries and gallery.
+cross-camera         a match comes from another camera (Market-1501, DukeMTMC, MSMT17)
+multi-query          cross-camera with one query an identity and camera: the mean of its images (Zheng et al. 2015)
+single-gallery-shot  cross-camera with one random gallery image an identity (Li et al., DeepReID, CVPR 2014: CUHK03)
+all-cameras          cameras play no role; the query's own image is junk (CUB, Cars, Stanford Online Products)
+in-shop              the same by its name in the literature (Liu et al., DeepFashion, CVPR 2016)
+vehicleid            of all images one an identity, at random, is the gallery, the others are the queries; cameras play
+                     no role (Liu et al., Deep Relative Distance Learning, CVPR 2016)
+verification         pairs, the same or not (Huang et al., Labeled Faces in the Wild, 2007); see `verify`
+
+What is drawn at random is drawn `REPEATS` times; figures are means over these.
+
+Q G: queries and gallery; N: images.
 """
 
 from __future__ import annotations
@@ -21,9 +31,11 @@ from numpy.typing import ArrayLike, NDArray
 from reidcore.errors import ReidError
 from reidcore.types import UNKNOWN
 
-CROSS_CAMERA = "cross-camera"
-ALL_CAMERAS = "all-cameras"
-PROTOCOLS = (CROSS_CAMERA, ALL_CAMERAS)
+CROSS_CAMERA, MULTI_QUERY, SINGLE_SHOT = "cross-camera", "multi-query", "single-gallery-shot"
+ALL_CAMERAS, IN_SHOP, VEHICLEID, VERIFICATION = "all-cameras", "in-shop", "vehicleid", "verification"
+BY_CAMERA = (CROSS_CAMERA, MULTI_QUERY, SINGLE_SHOT)
+PROTOCOLS = (*BY_CAMERA, ALL_CAMERAS, IN_SHOP, VEHICLEID, VERIFICATION)
+REPEATS = 10
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
@@ -33,7 +45,7 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
         return
     near = get_close_matches(name, known, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise ReidError(f"unknown {what} '{name}'; expected {' or '.join(known)}{hint}")
+    raise ReidError(f"unknown {what} '{name}'; expected {', '.join(known[:-1])} or {known[-1]}{hint}")
 
 
 def image_numbers(
@@ -102,10 +114,12 @@ def coverage(
     *,
     query_paths: Sequence[Any] | None = None,
     gallery_paths: Sequence[Any] | None = None,
+    query_groups: Any = None,
 ) -> Coverage:
     """Count the queries that have a match, from the labels alone: before a single image is read.
 
-    Identities and cameras are (Q,) and (G,) integers. Paths matter to `all-cameras` only.
+    Identities and cameras are (Q,) and (G,) integers. Paths tell where a query is in the gallery itself, groups (Q,)
+    which queries are joined by `multi-query`.
     Raises ReidError for an unknown protocol.
     """
     check_name("protocol", protocol, PROTOCOLS)
@@ -113,10 +127,21 @@ def coverage(
         np.asarray(labels, dtype=np.int64)
         for labels in (query_identities, gallery_identities, query_cameras, gallery_cameras)
     )
-    if protocol == CROSS_CAMERA:
-        origins: tuple[NDArray[np.int64], NDArray[np.int64]] | None = (cameras, gallery_cameras)
-    else:
-        origins = image_numbers(query_paths, gallery_paths)
+    images = image_numbers(query_paths, gallery_paths)
+    if protocol == MULTI_QUERY:
+        first = np.unique(multi_queries(wanted, cameras, query_groups), return_index=True)[1]
+        wanted, cameras = wanted[first], cameras[first]
+    elif protocol == VEHICLEID:
+        wanted = np.concatenate([wanted, identities])[distinct(images, len(wanted), len(identities))]
+        known = wanted[wanted != UNKNOWN]
+        queries = len(wanted) - len(np.unique(known))
+        return Coverage(
+            queries, covered=queries - int((wanted == UNKNOWN).sum()), absent=int((wanted == UNKNOWN).sum())
+        )
+    elif protocol == VERIFICATION:
+        unknown = int(((wanted == UNKNOWN) | (identities == UNKNOWN)).sum())
+        return Coverage(len(wanted), covered=len(wanted) - unknown, absent=unknown)
+    origins = (cameras, gallery_cameras) if protocol in BY_CAMERA else images
     present = np.isin(wanted, identities) & (wanted != UNKNOWN)
     alone = np.zeros_like(present)
     if origins and present.any():
@@ -126,10 +151,30 @@ def coverage(
         queries=len(wanted),
         covered=int((present & ~alone).sum()),
         absent=int((~present).sum()),
-        one_camera=int(alone.sum()) if protocol == CROSS_CAMERA else 0,
-        itself=int(alone.sum()) if protocol == ALL_CAMERAS else 0,
+        one_camera=int(alone.sum()) if protocol in BY_CAMERA else 0,
+        itself=0 if protocol in BY_CAMERA else int(alone.sum()),
         camera=int(seen[0]) if len(seen) == 1 else None,
     )
+
+
+def multi_queries(identities: NDArray[Any], cameras: NDArray[Any], groups: Any = None) -> NDArray[np.int64]:
+    """Return the number of the joint query that each image belongs to, (Q,): that of its group, if it is told, else of
+    its identity and camera. An image of unknown identity is a query of its own."""
+    keys = [identities, cameras, np.where(identities == UNKNOWN, np.arange(len(identities)), -1)]
+    if groups is not None:
+        keys = [np.asarray(groups)]
+    _, first, joint = np.unique(np.stack(keys, axis=1), axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))  # numbered in the order in which they come
+    return order[joint.ravel()]
+
+
+def distinct(
+    images: tuple[NDArray[np.int64], NDArray[np.int64]] | None, queries: int, gallery: int
+) -> NDArray[np.int64]:
+    """Return the numbers of the first appearances in queries and gallery, joined, of each image."""
+    if images is None:
+        return np.arange(queries + gallery)
+    return np.sort(np.unique(np.concatenate(images), return_index=True)[1])
 
 
 def _same_origin(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reidcore.errors import ReidError
-from reidcore.retrieval.problem import DISTANCES, check_features
+from reidcore.retrieval.problem import DISTANCES, as_arrays, check_values
 from reidcore.retrieval.protocol import check_name
 from reidcore.types import Features
 
@@ -57,8 +57,9 @@ def jaccard(
     if not isinstance(features, Features):
         labels = np.zeros(np.shape(features)[:1], np.int64)
         features = Features(features, labels, labels)
-    check_features(features, "given")
     check_name("distance", distance, DISTANCES)
+    features = as_arrays(features, "given")
+    check_values(features, "given", zeros=distance != "cosine")
     encoded, _ = encode(as_points([features], distance, device), k1, k2)
     lists = encoded.tocsc()
     data, indices, counts = [], [], [0]
@@ -85,7 +86,8 @@ def encode(points: Points, k1: int, k2: int) -> tuple[Any, NDArray[np.float32]]:
     for name, k in (("k1", k1), ("k2", k2)):
         if k < 1:
             raise ReidError(f"{name} is {k}; expected at least 1")
-    found = nearest(points, max(k1 + 1, k2))
+    # Twice as many as are looked at: most of the images that sets are expanded by are then known with their distances.
+    found = nearest(points, max(2 * k1 + 1, k2))
     count, known = found.indices.shape
 
     def lists(length: int) -> Any:

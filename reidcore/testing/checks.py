@@ -521,12 +521,11 @@ def _problem(seed: int = 0, queries: int = 12) -> Any:
 
 
 def _judge(kit: Kit, problem: Any, block_bytes: int) -> Any:
-    from reidcore.retrieval import RankingBlock
-    from reidcore.retrieval.postprocess import final_distances
+    from reidcore.retrieval.postprocess import Final
 
     state = kit.build().start(problem)
-    for rows, distances in final_distances(problem, [], block_bytes):
-        state.update(RankingBlock(rows, distances, *problem.masks(rows)))
+    for rows, distances in Final.of(problem, [], block_bytes).blocks():
+        state.update(problem.block(rows, distances))
     return state
 
 
@@ -538,13 +537,25 @@ def figures_are_fractions_and_do_not_depend_on_blocks(kit: Kit) -> None:
     assert whole == pieces or all(math.isclose(whole[name], pieces[name], rel_tol=1e-9) for name in whole)
 
 
+def figures_can_be_resampled(kit: Kit) -> None:
+    """A metric with `figures` gives those of its result, within 0.02, for the sum over all identities."""
+    metric = kit.build()
+    if not hasattr(metric, "figures"):
+        return
+    state = _judge(kit, _problem(queries=60), 1 << 20)
+    found = metric.figures(state.sums.values.sum(axis=0)[None])
+    assert found.keys() == state.result().keys()
+    for name, value in state.result().items():
+        np.testing.assert_allclose(found[name], [value], atol=0.02, err_msg=name)
+
+
 # post-processors
 
 
 def _prepared(kit: Kit, problem: Any, block_bytes: int = 1 << 20) -> Any:
-    from reidcore.retrieval.postprocess import final_distances
+    from reidcore.retrieval.postprocess import Final
 
-    blocks = [distances for _, distances in final_distances(problem, [kit.build()], block_bytes)]
+    blocks = [distances for _, distances in Final.of(problem, [kit.build()], block_bytes).blocks()]
     return np.concatenate(blocks)
 
 
@@ -729,7 +740,7 @@ CHECKS: dict[str, tuple[Callable[[Kit], None], ...]] = {
         batches_are_a_function_of_the_epoch_and_the_seed,
         images_of_one_identity_stand_together,
     ),
-    "metric": (figures_are_fractions_and_do_not_depend_on_blocks,),
+    "metric": (figures_are_fractions_and_do_not_depend_on_blocks, figures_can_be_resampled),
     "postprocessor": (
         distances_are_finite_and_one_a_pair,
         distances_do_not_depend_on_blocks,

@@ -1,12 +1,13 @@
 """Metrics that are means over queries: of each query's matches only their ranks matter.
 
 A query without a match says nothing about a model and is left out of the mean.
-Q: queries; n: matches of one query; a rank counts from 0 (see `RankingBlock.ranks`).
+Q: queries; n: matches of one query; a rank counts from 0 (see `RankingBlock.ranks`); R: resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from attrs import define
@@ -14,25 +15,46 @@ from numpy.typing import NDArray
 
 from reidcore.errors import DataError
 from reidcore.retrieval import Problem, RankingBlock
+from reidcore.retrieval.bootstrap import Sums
+
+
+class QueryMetric:
+    """A metric that gives each query a value, called `per_query`, and whose figures are means over queries."""
+
+    per_query: ClassVar[str]
+
+    def value(self, ranks: NDArray[np.int64]) -> float:
+        """Return the value of a query whose matches have these ranks, (n,) ascending."""
+        raise NotImplementedError
+
+    def shares(self, values: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+        """Return what each query adds to the mean that each figure is, from the (Q,) values of queries with a match."""
+        raise NotImplementedError
+
+    def start(self, problem: Problem) -> QueryTally:
+        """Begin a tally for `problem`."""
+        return QueryTally(self, problem.query.identities, np.full(len(problem.query), np.nan))
+
+    def figures(self, sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Return the figures, (R,), of sums of shares and of the number of queries: (R, figures + 1)."""
+        names = self.shares(np.empty(0))
+        return {name: sums[:, column] / sums[:, -1] for column, name in enumerate(names)}
 
 
 @define(eq=False)
 class QueryTally:
-    """One value a query, and the figures made of the values of those that have a match.
+    """One value a query: so figures do not depend on how the queries were cut into blocks or shared by processes.
 
-    values: (Q,) float64, NaN where not (yet) known; value: ranks (n,) -> the query's value; figures: values
-    of the queries with a match -> named figures. As there is one value a query, the figures do not depend on
-    how the queries were cut into blocks or shared by processes.
+    identities: (Q,); values: (Q,) float64, NaN where not (yet) known.
     """
 
-    name: str
+    metric: QueryMetric
+    identities: NDArray[np.int64]
     values: NDArray[np.float64]
-    value: Callable[[NDArray[np.int64]], float]
-    figures: Callable[[NDArray[np.float64]], Mapping[str, float]]
 
     def update(self, block: RankingBlock) -> None:
         """Take in one block of ranked queries."""
-        self.values[block.rows] = [self.value(ranks) if len(ranks) else np.nan for ranks in block.ranks]
+        self.values[block.rows] = [self.metric.value(ranks) if len(ranks) else np.nan for ranks in block.ranks]
 
     def merge(self, other: QueryTally) -> None:
         """Take in the values that another process has for other queries."""
@@ -43,55 +65,73 @@ class QueryTally:
         known = self.values[~np.isnan(self.values)]
         if not len(known):
             raise DataError(f"none of {len(self.values)} queries has a match; there is no figure to report")
-        return self.figures(known)
+        return {name: float(np.mean(shares)) for name, shares in self.metric.shares(known).items()}
 
     @property
     def per_query(self) -> Mapping[str, NDArray[np.float64]]:
         """`{name: (Q,) values}`, NaN for a query without a match."""
-        return {self.name: self.values}
+        return {self.metric.per_query: self.values}
+
+    @property
+    def sums(self) -> Sums:
+        """What the metric's `figures` are computed from, an identity."""
+        known = ~np.isnan(self.values)
+        shares = [*self.metric.shares(self.values[known]).values(), np.ones(known.sum())]
+        return Sums.of(self.identities[known], np.stack(shares, axis=1))
 
 
-class CumulativeMatching:
+class CumulativeMatching(QueryMetric):
     """Cumulative matching characteristic (CMC): the share of queries with a match within the first k.
 
     Reported for each k of `ranks`. Any match counts, as in Market-1501 (Zheng et al., Scalable Person
     Re-identification: A Benchmark, ICCV 2015). Per query: `first_rank`, the place of the first match, from 1.
+    The same figure goes by the name of recall@k where retrieval sets are evaluated (Song et al., Deep Metric Learning
+    via Lifted Structured Feature Embedding, CVPR 2016).
     """
 
-    def __init__(self, ranks: Sequence[int] = (1, 5, 10)) -> None:
-        self.ranks = tuple(ranks)
+    per_query = "first_rank"
 
-    def start(self, problem: Problem) -> QueryTally:
-        """Begin a tally for `problem`."""
-        return QueryTally("first_rank", _unknown(problem), first_rank, self._figures)
+    def __init__(self, ranks: Sequence[int] = (1, 5, 10), name: str = "rank") -> None:
+        self.ranks, self.name = tuple(ranks), name
 
-    def _figures(self, first_ranks: NDArray[np.float64]) -> Mapping[str, float]:
-        return {f"rank{k}": float(np.mean(first_ranks <= k)) for k in self.ranks}
+    def value(self, ranks: NDArray[np.int64]) -> float:
+        """Return the place of the first match."""
+        return first_rank(ranks)
+
+    def shares(self, values: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+        """Return for each k whether the first match is within it."""
+        return {f"{self.name}{k}": (values <= k).astype(np.float64) for k in self.ranks}
 
 
-class MeanAveragePrecision:
+class MeanAveragePrecision(QueryMetric):
     """Mean average precision, `mAP` (Zheng et al., ICCV 2015; not interpolated). Per query: `AP`."""
 
-    def start(self, problem: Problem) -> QueryTally:
-        """Begin a tally for `problem`."""
-        return QueryTally("AP", _unknown(problem), average_precision, self._figures)
+    per_query = "AP"
 
-    def _figures(self, precisions: NDArray[np.float64]) -> Mapping[str, float]:
-        return {"mAP": float(np.mean(precisions))}
+    def value(self, ranks: NDArray[np.int64]) -> float:
+        """Return the average precision."""
+        return average_precision(ranks)
+
+    def shares(self, values: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+        """Return the values themselves."""
+        return {"mAP": values}
 
 
-class MeanInverseNegativePenalty:
+class MeanInverseNegativePenalty(QueryMetric):
     """Mean inverse negative penalty, `mINP`. Per query: `INP`.
 
     Ye et al., Deep Learning for Person Re-identification: A Survey and Outlook (AGW), TPAMI 2021.
     """
 
-    def start(self, problem: Problem) -> QueryTally:
-        """Begin a tally for `problem`."""
-        return QueryTally("INP", _unknown(problem), inverse_negative_penalty, self._figures)
+    per_query = "INP"
 
-    def _figures(self, penalties: NDArray[np.float64]) -> Mapping[str, float]:
-        return {"mINP": float(np.mean(penalties))}
+    def value(self, ranks: NDArray[np.int64]) -> float:
+        """Return the inverse negative penalty."""
+        return inverse_negative_penalty(ranks)
+
+    def shares(self, values: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+        """Return the values themselves."""
+        return {"mINP": values}
 
 
 def first_rank(ranks: NDArray[np.int64]) -> float:
@@ -107,7 +147,3 @@ def average_precision(ranks: NDArray[np.int64]) -> float:
 def inverse_negative_penalty(ranks: NDArray[np.int64]) -> float:
     """The precision of the ranking down to the last match. ranks: (n,) ascending."""
     return float(len(ranks) / (ranks[-1] + 1))
-
-
-def _unknown(problem: Problem) -> NDArray[np.float64]:
-    return np.full(len(problem.query), np.nan)

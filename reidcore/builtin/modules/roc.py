@@ -1,0 +1,158 @@
+"""The receiver operating characteristic of all pairs of queries and gallery images.
+
+q Q G: queries of one block, queries, and gallery; I: query identities; R: resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+from attrs import define, field
+from numpy.typing import NDArray
+
+from reidcore.errors import DataError
+from reidcore.retrieval import Problem, RankingBlock
+from reidcore.retrieval.bootstrap import Sums
+from reidcore.retrieval.distance import SMALL
+from reidcore.retrieval.ranking import in_threads
+from reidcore.retrieval.roc import COARSE_BINS, FAR, FINE_BINS, Curve, Scale, resampled_figures
+
+CHUNK = 2**18
+"""Pairs that are counted in one go, so that they stay in the cache."""
+
+
+class ReceiverOperatingCharacteristic:
+    """TAR at several FAR, and AUC, over the pairs of all queries that have a match; junk is no pair.
+
+    Of small problems all distances are kept, and the curve is exact. Of others they are counted in bins so narrow (a
+    hundred-thousandth of the distance) that the curve is within 1e-4 of the exact one unless a larger share of the
+    genuine pairs has the same distance to five digits.
+    """
+
+    def __init__(self, far: Sequence[float] = FAR) -> None:
+        self.far = tuple(far)
+
+    def start(self, problem: Problem) -> Pairs:
+        """Begin to collect the pairs of `problem`."""
+        return Pairs(
+            self.far,
+            problem.query.identities,
+            Scale(2.0 if problem.distance == "cosine" else 2 * problem.longest),
+            exact=len(problem.query) * len(problem.gallery) <= SMALL,
+        )
+
+    def figures(self, sums: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        """Return the figures, (R,), of coarse counts, (R, 2 x `COARSE_BINS`)."""
+        return resampled_figures(sums, self.far)
+
+
+@define(eq=False)
+class Pairs:
+    """The distances of genuine and of impostor pairs.
+
+    genuine, impostor: of small problems, the distances; counts: (2, `FINE_BINS`) of the others, genuine pairs first;
+    coarse: (I, 2 x `COARSE_BINS`) of the query identities `known`, genuine pairs first.
+    """
+
+    far: tuple[float, ...]
+    identities: NDArray[np.int64]
+    scale: Scale
+    exact: bool
+    genuine: list[NDArray[np.float32]] = field(factory=list)
+    impostor: list[NDArray[np.float32]] = field(factory=list)
+    known: NDArray[np.int64] = field(init=False)
+    counts: NDArray[np.int64] = field(init=False)
+    coarse: NDArray[np.int64] = field(init=False)
+    per_query: ClassVar[Mapping[str, NDArray[np.float64]]] = {}
+
+    def __attrs_post_init__(self) -> None:
+        self.known = np.unique(self.identities)
+        self.counts = np.zeros((2, 0 if self.exact else FINE_BINS), dtype=np.int64)
+        self.coarse = np.zeros((len(self.known), 2 * COARSE_BINS), dtype=np.int64)
+
+    def update(self, block: RankingBlock) -> None:
+        """Take in the pairs of one block of queries."""
+        covered = np.flatnonzero([len(images) for images in block.match_images])
+        size = max(1, CHUNK // block.distances.shape[1])
+        chunks = [covered[start : start + size] for start in range(0, len(covered), size)]
+        for queries, (counts, coarse) in zip(
+            chunks, in_threads(lambda number: self._count(block, chunks[number]), len(chunks), 1), strict=True
+        ):
+            places = np.searchsorted(self.known, self.identities[block.rows][queries])
+            np.add.at(self.coarse, places, coarse)
+            if counts is not None:
+                lowest, found = counts
+                self.counts[:, lowest : lowest + found.shape[1]] += found
+
+    def _count(
+        self, block: RankingBlock, queries: NDArray[np.int64]
+    ) -> tuple[tuple[int, NDArray[np.int64]] | None, NDArray[np.int64]]:
+        """Count the pairs of some queries, which have a match: finely, from the lowest number on, and coarsely."""
+        distances = np.ascontiguousarray(block.distances[queries])
+        genuine, junk = (_pairs(images, queries) for images in (block.match_images, block.junk_images))
+        fine = self.scale.fine(distances)
+        coarse = np.stack([_rows(fine, *genuine), _rows(fine)], axis=1)
+        coarse[:, 1] -= coarse[:, 0] + _rows(fine, *junk)
+        coarse = coarse.reshape(len(queries), -1)
+        if self.exact:
+            impostor = np.ones(distances.shape, dtype=bool)
+            impostor[genuine] = impostor[junk] = False
+            self.genuine.append(distances[genuine])
+            self.impostor.append(distances[impostor])
+            return None, coarse
+        lowest = int(fine.min())
+        fine -= lowest
+        every = np.bincount(fine.ravel())
+        ours, left_out = (np.bincount(fine[pairs], minlength=len(every)) for pairs in (genuine, junk))
+        return (lowest, np.stack([ours, every - ours - left_out])), coarse
+
+    def merge(self, other: Pairs) -> None:
+        """Take in the pairs that another process has of other queries."""
+        self.genuine += other.genuine
+        self.impostor += other.impostor
+        self.counts += other.counts
+        self.coarse += other.coarse
+
+    def result(self) -> Mapping[str, float]:
+        """Return TAR at each FAR, and AUC. Raises DataError where there is no genuine or no impostor pair."""
+        return self._curve.figures(self.far)
+
+    @property
+    def curves(self) -> Mapping[str, Mapping[str, NDArray[np.float64]]]:
+        """The curve and the histograms (see `Curve.plots`)."""
+        return {"roc": self._curve.plots()}
+
+    @property
+    def sums(self) -> Sums:
+        """What the metric's `figures` are computed from, an identity."""
+        pairs = self.coarse.sum(axis=1) > 0
+        return Sums(self.known[pairs], self.coarse[pairs].astype(np.float64))
+
+    @property
+    def _curve(self) -> Curve:
+        if self.exact:
+            none = [np.empty(0, np.float32)]
+            curve = Curve.of(np.concatenate(self.genuine or none), np.concatenate(self.impostor or none))
+        else:
+            numbers = np.flatnonzero(self.counts.any(axis=0))
+            curve = Curve(self.scale.edges(numbers), *self.counts[:, numbers])
+        for what, pairs in (("genuine", curve.genuine), ("impostor", curve.impostor)):
+            if not pairs.sum():
+                raise DataError(f"roc: there is no {what} pair of a query and a gallery image, so it has no figure")
+        return curve
+
+
+def _pairs(images: Sequence[NDArray[np.int64]], queries: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Return places among `queries` and gallery numbers of their images."""
+    some = [images[query] for query in queries]
+    return np.repeat(np.arange(len(some)), [len(numbers) for numbers in some]), np.concatenate(some)
+
+
+def _rows(fine: NDArray[np.int32], *pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count the coarse numbers of each row, or of the pairs among it: (rows, `COARSE_BINS`)."""
+    coarse = Scale.coarse(fine)
+    coarse += (np.arange(len(fine), dtype=np.int32) * COARSE_BINS)[:, None]
+    found = np.bincount((coarse[pairs] if pairs else coarse).ravel(), minlength=len(fine) * COARSE_BINS)
+    return found.reshape(len(fine), COARSE_BINS)
