@@ -10,6 +10,7 @@ from reidcore.retrieval.evaluation import Result, evaluate, rank
 from reidcore.retrieval.problem import Problem
 from reidcore.retrieval.protocol import Coverage, coverage
 from reidcore.retrieval.ranking import RankingBlock
+from reidcore.retrieval.reciprocal import jaccard
 from reidcore.types import Features
 
-__all__ = ["Coverage", "Features", "Problem", "RankingBlock", "Result", "coverage", "evaluate", "rank"]
+__all__ = ["Coverage", "Features", "Problem", "RankingBlock", "Result", "coverage", "evaluate", "jaccard", "rank"]

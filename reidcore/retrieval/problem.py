@@ -62,7 +62,7 @@ class Problem:
         check_name("protocol", self.protocol, PROTOCOLS)
         check_name("distance", self.distance, DISTANCES)
         for side in ("query", "gallery"):
-            object.__setattr__(self, side, _arrays(getattr(self, side), side))
+            object.__setattr__(self, side, as_arrays(getattr(self, side), side))
         dimensions = [side.embeddings.shape[1] for side in (self.query, self.gallery)]
         if dimensions[0] != dimensions[1]:
             raise ReidError(
@@ -70,7 +70,7 @@ class Problem:
                 "both must come from the same model"
             )
         zeros = self.distance != "cosine"
-        longest = max(_check_values(self.query, "query", zeros), _check_values(self.gallery, "gallery", zeros))
+        longest = max(check_values(self.query, "query", zeros), check_values(self.gallery, "gallery", zeros))
         object.__setattr__(self, "longest", longest)
 
     def block(self, rows: slice, distances: NDArray[np.float32], rounded: Distances | None = None) -> RankingBlock:
@@ -147,7 +147,7 @@ class Problem:
         )
 
 
-def _arrays(features: Features, side: str) -> Features:
+def as_arrays(features: Features, side: str) -> Features:
     """Return the features as arrays; raise ReidError unless their shapes and types agree."""
     try:
         embeddings = np.asarray(features.embeddings)
@@ -179,7 +179,7 @@ def _arrays(features: Features, side: str) -> Features:
     return Features(embeddings, identities, cameras, features.paths, groups, extras)
 
 
-def _check_values(features: Features, side: str, zeros: bool) -> float:
+def check_values(features: Features, side: str, zeros: bool) -> float:
     """Return the largest length; raise ReidError for embeddings that are not finite or, unless `zeros`, all zeros."""
     longest = 0.0
     bad: dict[str, list[int]] = {"not finite": [], "zeros only": []}

@@ -552,10 +552,10 @@ def figures_can_be_resampled(kit: Kit) -> None:
 # post-processors
 
 
-def _prepared(kit: Kit, problem: Any) -> Any:
+def _prepared(kit: Kit, problem: Any, block_bytes: int = 1 << 20) -> Any:
     from reidcore.retrieval.postprocess import Final
 
-    blocks = [distances for _, distances in Final.of(problem, [kit.build()]).blocks()]
+    blocks = [distances for _, distances in Final.of(problem, [kit.build()], block_bytes).blocks()]
     return np.concatenate(blocks)
 
 
@@ -564,6 +564,16 @@ def distances_are_finite_and_one_a_pair(kit: Kit) -> None:
     problem = _problem()
     distances = _prepared(kit, problem)
     assert distances.shape == (len(problem.query), len(problem.gallery)) and np.isfinite(distances).all()
+
+
+def distances_do_not_depend_on_blocks(kit: Kit) -> None:
+    """Query by query the distances are those of all queries at once, and the given features stay as they are."""
+    problem = _problem()
+    before = copy.deepcopy((problem.query.embeddings, problem.gallery.embeddings))
+    whole = _prepared(kit, problem)
+    np.testing.assert_allclose(_prepared(kit, problem, 1), whole, rtol=0, atol=1e-6)
+    for side, embeddings in zip((problem.query, problem.gallery), before, strict=True):
+        assert np.array_equal(side.embeddings, embeddings), "the given features were changed"
 
 
 def the_order_of_the_gallery_does_not_matter(kit: Kit) -> None:
@@ -731,7 +741,11 @@ CHECKS: dict[str, tuple[Callable[[Kit], None], ...]] = {
         images_of_one_identity_stand_together,
     ),
     "metric": (figures_are_fractions_and_do_not_depend_on_blocks, figures_can_be_resampled),
-    "postprocessor": (distances_are_finite_and_one_a_pair, the_order_of_the_gallery_does_not_matter),
+    "postprocessor": (
+        distances_are_finite_and_one_a_pair,
+        distances_do_not_depend_on_blocks,
+        the_order_of_the_gallery_does_not_matter,
+    ),
     "exporter": (artifact_computes_what_the_model_does,),
     "dataset": (images_can_be_read, no_identity_is_trained_and_tested),
     "transform": (images_stay_images, chance_comes_from_torch_alone),
