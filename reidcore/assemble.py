@@ -221,7 +221,10 @@ def build_losses(recipe: Recipe, model: Model, classes: int, world: World = ALON
                     raise ContractError(f"{where}: there is no {what} '{name}'; {_offer(name, offered)}")
         kinds = {str(model.heads[view].logits) for view in needs.views}
         if needs.logits and kinds != {needs.logits}:
-            raise ContractError(f"{where}: it needs {needs.logits} logits; the head gives {', '.join(kinds)} ones")
+            raise ContractError(
+                f"{where}: it needs {needs.logits} logits; the head gives {', '.join(kinds)} ones; "
+                f'write classifier = "{needs.logits}" in [head]'
+            )
         terms.append((term.weight, loss))
     return Losses(terms, world)
 
