@@ -62,7 +62,8 @@ class Points:
         step = max(1, _NUMBERS // x.shape[1])
         for start in range(0, len(first), step):
             pairs = slice(start, start + step)
-            differences = x[first[pairs]].double().sub_(x[second[pairs]])
+            # not x[first]: with threads that is many times slower
+            differences = x.index_select(0, first[pairs]).double().sub_(x.index_select(0, second[pairs]))
             squared[pairs] = differences.square_().sum(1)
         return squared
 
