@@ -108,7 +108,7 @@ class Distances:
         """Write the distances of a block of queries to a piece of the gallery."""
         import torch
 
-        with _full_precision():
+        with full_precision(self._device.type):
             if not self.rounded:
                 into.copy_(FORMULAS[self.problem.distance](block @ images.T, lengths, image_lengths))
                 return
@@ -205,13 +205,14 @@ class Distances:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """Keep a training's choice of faster and coarser products (TF32, bfloat16) away from distances."""
+def full_precision(device: str) -> Iterator[None]:
+    """Multiply float32 as float32, whatever a training around it allows (TF32, bfloat16, autocast)."""
     import torch
 
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with torch.autocast(device, enabled=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(before)

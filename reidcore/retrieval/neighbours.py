@@ -10,7 +10,6 @@ of one block.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reidcore.retrieval.distance import full_precision
 from reidcore.types import Features
 
 BLOCK_BYTES = 2**27
@@ -137,7 +137,7 @@ def _search(points: Points, rows: slice, columns: slice, k: int, block_bytes: in
     candidates = min(k + _SPARE, columns.stop - columns.start)
     best = _Best(rows, candidates, x.device)
     height = max(1, int((block_bytes / _PAIR_BYTES) ** 0.5))
-    with _full_precision(x.device.type):
+    with full_precision(x.device.type):
         for above in _pieces(rows, height):
             for beside in _pieces(slice(above.start, columns.stop) if symmetric else columns, height):
                 block = torch.addmm(lengths[beside], x[above], x[beside].T, alpha=-2).add_(lengths[above, None])
@@ -206,15 +206,3 @@ class _Best:
 
 def _pieces(of: slice, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, of.stop)) for start in range(of.start, of.stop, size))
-
-
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    """Multiply float32 as float32, whatever a training around it allows (TF32, autocast)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
