@@ -30,6 +30,7 @@ SMALL = 2**22
 """Pairs of queries and gallery images up to which nobody notices the time that float64 takes."""
 
 _EPS = float(np.finfo(np.float32).eps)
+_PAIRS = 128  # compared at a time, so that they stay in the cache
 _LONG = 1e15  # a length whose square is far from overflowing in float32
 
 
@@ -121,24 +122,19 @@ class Distances:
             else:
                 part.mul_(-2).add_(length[:, None].square() + image_lengths.square()).clamp_min_(0).sqrt_()
 
-    def pairs(self, row: int, images: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the exact distances of query `row` to the gallery images numbered `images`, both (n,)."""
+    def pairs(self, queries: NDArray[Any], images: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the exact distance of each query to the gallery image in the same place, by numbers, all (n,)."""
         import torch
 
-        query = torch.from_numpy(np.asarray(self.problem.query.embeddings[row], dtype=np.float64))
-        formula, length = FORMULAS[self.problem.distance], query.norm()[None]
-        step = max(1, self.block_bytes // 64 // len(query))
-        found = [np.empty(0, np.float32)]
-        for start in range(0, len(images), step):
-            some = images[start : start + step]
-            others = np.asarray(self.problem.gallery.embeddings[some], dtype=np.float64)
-            lengths = torch.from_numpy(np.sqrt(np.einsum("nd,nd->n", others, others)))
-            found.append(formula((torch.from_numpy(others) @ query)[None], length, lengths)[0].numpy())
-        return np.concatenate(found)
-
-    def of_pairs(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the exact distance of each query of `rows` to the gallery image of the same number, both (n,)."""
-        return np.array([self.pairs(row, np.array([row]))[0] for row in rows], dtype=np.float32)
+        formula = FORMULAS[self.problem.distance]
+        found = np.empty(len(queries), np.float32)
+        for start in range(0, len(queries), _PAIRS):
+            some = slice(start, start + _PAIRS)
+            x = np.asarray(self.problem.query.embeddings[queries[some]], dtype=np.float64)
+            y = np.asarray(self.problem.gallery.embeddings[images[some]], dtype=np.float64)
+            dots, squares, others = (torch.from_numpy(np.einsum("nd,nd->n", *of)) for of in ((x, y), (x, x), (y, y)))
+            found[some] = formula(dots[:, None], squares.sqrt_(), others.sqrt_()[:, None])[:, 0].numpy()
+        return found
 
     def exact_rows(self, queries: Sequence[int]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Yield blocks of the exact distances, of some queries, with their place among these."""
@@ -147,8 +143,8 @@ class Distances:
         for rows, distances in only.blocks():
             yield rows, distances.cpu().numpy()
 
-    def around(self, row: int, distances: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the range around each of the `distances` of query `row` that rounding may have hidden ties in.
+    def around(self, queries: NDArray[Any], distances: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the range around each distance that rounding may have hidden ties in, of its query's number, all (n,).
 
         Two distances of a block that are further apart than this are in their exact order. A sum of D float32
         products is off by about sqrt(D) / 6 roundings of its largest part, and less as libraries sum in parts;
@@ -158,9 +154,8 @@ class Distances:
             return distances, distances
         roundings = (np.sqrt(self.problem.gallery.embeddings.shape[1]) / 2 + 8) * _EPS
         if self.problem.distance == "cosine":
-            return distances - roundings, distances + roundings
-        length = np.linalg.norm(np.asarray(self.problem.query.embeddings[row], np.float32) - self._centre)
-        margin = roundings * (float(length) ** 2 + self._longest**2)
+            return distances - np.float32(roundings), distances + np.float32(roundings)
+        margin = roundings * (self._query_lengths[queries] ** 2 + float(self._gallery_lengths.max()) ** 2)
         squares = np.square(distances, dtype=np.float64)
         return np.sqrt(np.maximum(squares - margin, 0)), np.sqrt(squares + margin)
 
@@ -181,16 +176,18 @@ class Distances:
     @cached_property
     def _gallery_lengths(self) -> Tensor:
         """(G,) on the device, of what `_load` returns."""
-        import torch
-
-        gallery = self.problem.gallery.embeddings
-        step = max(1, self.block_bytes // 64 // gallery.shape[1])
-        parts = [slice(start, start + step) for start in range(0, len(gallery), step)]
-        return torch.cat([self._load(gallery, part).norm(dim=1) for part in parts])
+        return self._lengths(self.problem.gallery.embeddings)
 
     @cached_property
-    def _longest(self) -> float:
-        return float(self._gallery_lengths.max())
+    def _query_lengths(self) -> NDArray[np.float64]:
+        return self._lengths(self.problem.query.embeddings).double().cpu().numpy()
+
+    def _lengths(self, embeddings: Any) -> Tensor:
+        import torch
+
+        step = max(1, self.block_bytes // 64 // embeddings.shape[1])
+        parts = [slice(start, start + step) for start in range(0, len(embeddings), step)]
+        return torch.cat([self._load(embeddings, part).norm(dim=1) for part in parts])
 
     def _load(self, embeddings: Any, rows: slice) -> Tensor:
         """Return some embeddings on the device, in the type of the products."""

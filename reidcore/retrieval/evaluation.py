@@ -196,14 +196,16 @@ def rank(
         number, row = first + place, distances[place]
         last = np.partition(row, k - 1)[k - 1 :][:1]
         if final.rounded:
-            last = final.rounded.around(number, last)[1]
+            last = final.rounded.around(np.array([number]), last)[1]
         candidates = np.flatnonzero(row <= last)
-        exact = final.rounded.pairs(number, candidates) if final.rounded else row[candidates]
+        exact = row[candidates]
+        if final.rounded:
+            exact = final.rounded.pairs(np.full(len(candidates), number), candidates)
         order = np.argsort(exact, kind="stable")[:k]
         indices[number], nearest[number] = candidates[order], exact[order]
 
     for rows, distances in final.blocks():
-        in_threads(partial(fill, rows.start, distances), len(distances))
+        in_threads(partial(fill, rows.start, distances), range(len(distances)))
         del distances  # before there is another block
     return indices, nearest
 

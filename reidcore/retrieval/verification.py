@@ -27,7 +27,7 @@ def start_pairs(problem: Problem) -> Verified:
     Raises DataError if all pairs are of the same identity, or none is.
     """
     known = np.flatnonzero((problem.query.identities != UNKNOWN) & (problem.gallery.identities != UNKNOWN))
-    distances = Distances(problem).of_pairs(known)
+    distances = Distances(problem).pairs(known, known)
     same = problem.query.identities[known] == problem.gallery.identities[known]
     if same.all() or not same.any():
         raise DataError(f"all {len(same)} pairs are of {'the same' if same.all() else 'different'} identities")

@@ -16,7 +16,7 @@ from reidcore.errors import DataError
 from reidcore.retrieval import Problem, RankingBlock
 from reidcore.retrieval.bootstrap import Sums
 from reidcore.retrieval.distance import SMALL
-from reidcore.retrieval.ranking import in_threads
+from reidcore.retrieval.ranking import flat, in_threads
 from reidcore.retrieval.roc import COARSE_BINS, FAR, FINE_BINS, Curve, Scale, resampled_figures
 
 CHUNK = 2**18
@@ -78,7 +78,7 @@ class Pairs:
         size = max(1, CHUNK // block.distances.shape[1])
         chunks = [covered[start : start + size] for start in range(0, len(covered), size)]
         for queries, (counts, coarse) in zip(
-            chunks, in_threads(lambda number: self._count(block, chunks[number]), len(chunks), 1), strict=True
+            chunks, in_threads(lambda queries: self._count(block, queries), chunks), strict=True
         ):
             places = np.searchsorted(self.known, self.identities[block.rows][queries])
             np.add.at(self.coarse, places, coarse)
@@ -91,7 +91,9 @@ class Pairs:
     ) -> tuple[tuple[int, NDArray[np.int64]] | None, NDArray[np.int64]]:
         """Count the pairs of some queries, which have a match: finely, from the lowest number on, and coarsely."""
         distances = np.ascontiguousarray(block.distances[queries])
-        genuine, junk = (_pairs(images, queries) for images in (block.match_images, block.junk_images))
+        genuine, junk = (
+            flat([images[query] for query in queries]) for images in (block.match_images, block.junk_images)
+        )
         fine = self.scale.fine(distances)
         cells = Scale.coarse(fine)
         cells += (np.arange(len(cells), dtype=np.int32) * COARSE_BINS)[:, None]
@@ -146,9 +148,3 @@ class Pairs:
             if not pairs.sum():
                 raise DataError(f"roc: there is no {what} pair of a query and a gallery image, so it has no figure")
         return curve
-
-
-def _pairs(images: Sequence[NDArray[np.int64]], queries: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
-    """Return places among `queries` and gallery numbers of their images."""
-    some = [images[query] for query in queries]
-    return np.repeat(np.arange(len(some)), [len(numbers) for numbers in some]), np.concatenate(some)
