@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ from reidcore.recipe import Loaded, Recipe, fill, load_recipe
 from reidcore.reporting import JsonLines, Terminal, make_console
 from reidcore.retrieval import Coverage
 from reidcore.retrieval.evaluation import Result
+from reidcore.retrieval.store import EmbeddingWriter
 from reidcore.types import Sample
 
 RECIPE, RESULTS, BEFORE = "recipe.toml", "metrics.json", "metrics-before.json"
@@ -156,14 +158,17 @@ def load_model(folder: str | Path, device: str = "cpu", plugin_files: Sequence[s
     """Load the model of a run folder. Raises RunError when there is none."""
     model, loaded = _load(Path(folder), (f"run.device={device}",), plugin_files)
     evaluator = make_evaluator(loaded.recipe)
-    return Embedder(model.to(evaluator.device).eval(), evaluator)
+    return Embedder(model.to(evaluator.device).eval(), evaluator, _fingerprint(Path(folder)))
 
 
 class Embedder:
-    """A trained model that turns images into embeddings."""
+    """A trained model that turns images into embeddings.
 
-    def __init__(self, model: Model, evaluator: Evaluator) -> None:
-        self.model, self.evaluator = model, evaluator
+    fingerprint: a text that is the same for equal embeddings only, of the weights and what else makes them.
+    """
+
+    def __init__(self, model: Model, evaluator: Evaluator, fingerprint: str) -> None:
+        self.model, self.evaluator, self.fingerprint = model, evaluator, fingerprint
 
     @property
     def dim(self) -> int:
@@ -177,6 +182,27 @@ class Embedder:
         samples = [Sample(Path(image)) if isinstance(image, (str, Path)) else Sample(_Given(image)) for image in images]
         embeddings: NDArray[np.float32] = self.evaluator.extract(self.model, samples).embeddings
         return embeddings if len(samples) else np.zeros((0, self.dim), np.float32)
+
+    def write(
+        self, samples: Sequence[Sample], file: str | Path, done: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """Write the embeddings of samples, however many, to a file for `reidcore index`; see retrieval.store.
+
+        `done` is told how many images were added. Raises ReidError for a file that exists, DataError for a bad image.
+        """
+        writer = EmbeddingWriter(
+            file,
+            [sample.identity for sample in samples],
+            [sample.camera for sample in samples],
+            [sample.name for sample in samples],
+            self.dim,
+            fingerprint=self.fingerprint,
+            distance=self.evaluator.options.distance,
+        )
+        with writer:
+            for embeddings in self.evaluator.stream(self.model, samples):
+                writer.add(embeddings)
+                done(len(embeddings))
 
 
 @frozen(eq=False)
@@ -197,8 +223,6 @@ def versions(loaded: Loaded) -> dict[str, str]:
     found |= {name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")}
     found |= {p.origin: p.version for p in loaded.catalog.plugins if p.status == "ok" and p.version}
     for file in loaded.plugin_files:
-        import hashlib
-
         found[str(file.resolve())] = f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
     return found
 
@@ -225,6 +249,20 @@ def _load(folder: Path, overrides: Sequence[str], plugin_files: Sequence[str | P
     except RuntimeError as error:
         raise RunError(f"{folder / WEIGHTS} does not fit its recipe: {str(error).splitlines()[-1].strip()}") from None
     return model, loaded
+
+
+def _fingerprint(folder: Path) -> str:
+    """Return a sha256 of the weights of a run, and of the parts of its saved recipe that embeddings depend on.
+
+    The saved recipe, not the filled one, so that a later version's new options do not change it.
+    """
+    recipe = tomli.loads((folder / RECIPE).read_text("utf-8"))
+    size = [recipe.get("input", {}).get(side) for side in ("height", "width")]
+    parts = [recipe.get(part) for part in ("backbone", "aggregator", "head")]
+    with (folder / WEIGHTS).open("rb") as stream:
+        weights = hashlib.file_digest(stream, "sha256").hexdigest()
+    text = json.dumps([weights, size, parts, recipe.get("evaluation", {}).get("flip")], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unweighted(recipe: Recipe) -> Recipe:

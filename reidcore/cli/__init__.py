@@ -17,6 +17,9 @@ VERBS = {
     "components": "list what recipes can choose from, and the options",
     "plugins": "list the installed plugins and what became of them",
     "evaluate": "evaluate a finished run again",
+    "embed": "write the embeddings of images to a file",
+    "index": "make files of embeddings searchable",
+    "search": "find the images of an index that are nearest to others",
 }
 
 

@@ -52,7 +52,7 @@ class Problem:
     def __attrs_post_init__(self) -> None:
         check_name("protocol", self.protocol, PROTOCOLS)
         check_name("distance", self.distance, DISTANCES)
-        dimensions = [_check(self.query, "query"), _check(self.gallery, "gallery")]
+        dimensions = [check_features(self.query, "query"), check_features(self.gallery, "gallery")]
         if dimensions[0] != dimensions[1]:
             raise ReidError(
                 f"query embeddings have {dimensions[0]} dimensions and gallery embeddings {dimensions[1]}; "
@@ -89,7 +89,7 @@ class Problem:
         return image_numbers(self.query.paths, self.gallery.paths)
 
 
-def _check(features: Features, side: str) -> int:
+def check_features(features: Features, side: str) -> int:
     """Raise ReidError unless `features` are sound; return the dimension of their embeddings."""
     embeddings = _as_float32(features.embeddings, side)
     if embeddings.ndim != 2 or not embeddings.shape[1]:
