@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reidcore.errors import ReidError
 from reidcore.reporting import Bar, make_console
-from reidcore.retrieval.index import FLAT_UP_TO, KINDS, SQ_UP_TO, Index
+from reidcore.retrieval.index import KINDS, Index
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -16,8 +16,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         choices=KINDS,
-        help=f"flat: compare with all; hnsw: walk a graph; ivf-sq, ivf-pq: look into lists of vectors in 8 bits a number, "
-        f"or of much smaller codes (default: flat up to {FLAT_UP_TO:,} vectors, ivf-sq up to {SQ_UP_TO:,}, then ivf-pq)",
+        help="flat: compare with all; hnsw: walk a graph; ivf-sq: look into lists of vectors; ivf-pq: look into lists "
+        "of codes that take an eighth of the memory, and at vectors on the disk (default: by size)",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print the result only")
 

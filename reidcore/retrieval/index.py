@@ -5,8 +5,9 @@
     vectors-*.faiss      the embeddings as FAISS (Douze et al., The Faiss library, 2024) keeps them
     labels-*.safetensors identities, cameras and paths
 
-Kinds: `flat` compares with all; `hnsw` walks a graph; `ivf-sq` looks into the nearest of many lists, of vectors in 8 bits
-a number; `ivf-pq` looks into lists of product-quantised vectors, and ranks the best again by 16 bits a number.
+Kinds: `flat` compares with all; `hnsw` walks a graph; `ivf-sq` looks into the nearest of many lists, of vectors in
+16 bits a number; `ivf-pq` looks into lists of product-quantised vectors, 2 bits a number, and ranks the best again by
+vectors in 16 bits a number that stay on the disk.
 Embeddings compared by cosine are normalised, so that FAISS always finds the smallest squared difference.
 
 N vectors of dimension D, Q queries.
@@ -21,7 +22,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from attrs import asdict, evolve, frozen
@@ -31,11 +32,20 @@ from safetensors.numpy import save_file
 
 from reidcore.errors import ReidError, os_message
 from reidcore.retrieval.problem import _as_float32
-from reidcore.retrieval.store import Embeddings, Paths, blocks, check_rows, pack_labels, read_arrays, read_embeddings
+from reidcore.retrieval.store import (
+    LABELS,
+    Embeddings,
+    Paths,
+    blocks,
+    check_rows,
+    pack_labels,
+    read_arrays,
+    read_embeddings,
+)
 
 KINDS = ("flat", "hnsw", "ivf-sq", "ivf-pq")
-FLAT_UP_TO, SQ_UP_TO = 50_000, 10_000_000
-"""Numbers of vectors up to which an index of no stated kind compares with all, and keeps 8 bits a number."""
+FLAT_UP_TO, SQ_UP_TO = 2**23, 2**31
+"""N x D up to which an index of no stated kind compares with all (some 3 ms a query), and is `ivf-sq` (4 GiB)."""
 
 RECALL = 0.98
 FORMAT, LABELS_FORMAT = "reidcore-index-1", "reidcore-labels-1"
@@ -106,7 +116,7 @@ class Index:
         for part in parts[1:]:
             _check_same(part, first.fingerprint, first.distance, first.dim, str(first.file))
         count = sum(len(part) for part in parts)
-        kind = kind or ("flat" if count <= FLAT_UP_TO else "ivf-sq" if count <= SQ_UP_TO else "ivf-pq")
+        kind = kind or _choose(first.dim, count)
         if kind.startswith("ivf") and count < _FEWEST:
             raise ReidError(
                 f"an index of kind {kind} needs at least {_FEWEST} vectors, found {count}; leave the kind out"
@@ -140,13 +150,12 @@ class Index:
         folder = Path(folder)
         meta = _read_meta(folder)
         try:
-            searcher = _faiss().read_index(str(folder / meta.vectors))
-        except RuntimeError as error:
-            if _read_meta(folder) != meta:  # it was replaced while we looked
-                return cls.open(folder)
-            raise ReidError(f"cannot read {folder / meta.vectors}: {_reason(error)}") from None
-        types = {"identities": "I64", "cameras": "I64", "path_ends": "I64", "paths": "U8"}
-        arrays, _ = read_arrays(folder / meta.labels, types, "the labels of an index", LABELS_FORMAT)
+            searcher = _read(folder / meta.vectors, mapped=True)
+            arrays, _ = read_arrays(folder / meta.labels, LABELS, "the labels of an index", LABELS_FORMAT)
+        except ReidError:
+            if _read_meta(folder) == meta:
+                raise
+            return cls.open(folder)  # it was replaced meanwhile
         if not (searcher.ntotal == len(arrays["identities"]) == meta.count and searcher.d == meta.dimension):
             raise ReidError(
                 f"{folder} is damaged: index.json tells of {meta.count} vectors of {meta.dimension} dimensions, "
@@ -157,7 +166,7 @@ class Index:
         return cls(folder, meta, arrays["identities"], arrays["cameras"], paths, searcher)
 
     def append(self, files: Sequence[str | Path], report: Report = _silent) -> Index:
-        """Add embedding files, in the folder too, and return the index with them; this one is not to be used again.
+        """Add embedding files to the folder, and return the index with them.
 
         Raises ReidError for embeddings of another model, dimension or distance, and for unsound ones.
         """
@@ -166,8 +175,11 @@ class Index:
             _check_same(part, self.meta.fingerprint, self.meta.distance, self.meta.dimension, str(self.folder))
         _check(parts, report)
         count = sum(len(part) for part in parts)
-        _add(self.faiss, parts, count, report)
-        return _save(self.folder, evolve(self.meta, count=self.meta.count + count), self.faiss, parts, self)
+        self.require_unchanged()
+        searcher = _read(self.folder / self.meta.vectors, mapped=False)
+        _set_effort(searcher, self.meta.kind, self.meta.effort)
+        _add(searcher, parts, count, report)
+        return _save(self.folder, evolve(self.meta, count=self.meta.count + count), searcher, parts, self)
 
     def search(self, embeddings: Any, k: int = 10) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the rows of the `k` nearest of each of (Q, D) embeddings, nearest first, and their distances: (Q, k).
@@ -203,6 +215,11 @@ class Index:
                 f"{self.meta.fingerprint[:12]} and {fingerprint[:12]}); search with the run that they were made with"
             )
 
+    def require_unchanged(self) -> None:
+        """Raise ReidError if the folder holds another index since this one was opened."""
+        if _read_meta(self.folder) != self.meta:
+            raise ReidError(f"the index {self.folder} was changed meanwhile; nothing was added, run the command again")
+
     def describe(self) -> str:
         """Return in a sentence what the index is, and how well it finds."""
         meta = self.meta
@@ -225,9 +242,23 @@ def _faiss() -> Any:
     return faiss
 
 
+def _read(file: Path, mapped: bool) -> Any:
+    """Return the FAISS index in a file; `mapped` leaves on the disk what can stay there, and cannot be added to."""
+    try:
+        return _faiss().read_index(str(file), _faiss().IO_FLAG_MMAP_IFC if mapped else 0)
+    except RuntimeError as error:
+        raise ReidError(f"cannot read {file}: {_reason(error)}") from None
+
+
+def _choose(dim: int, count: int) -> str:
+    if count < _FEWEST or count * dim <= FLAT_UP_TO:
+        return "flat"
+    return "ivf-sq" if count * dim <= SQ_UP_TO else "ivf-pq"
+
+
 def _lists(count: int) -> int:
-    """Return the number of lists for so many vectors: about 4√N, a power of two, and no list without 39 to learn from."""
-    return max(1, min(2 ** round(math.log2(4 * math.sqrt(count))), count // 39))
+    """Return the number of lists for so many vectors: about 4√N, a power of two, each with 39 to learn from."""
+    return max(1, min(1 << round(math.log2(4 * math.sqrt(count))), count // 39))
 
 
 def _make(kind: str, dim: int, count: int) -> Any:
@@ -238,7 +269,7 @@ def _make(kind: str, dim: int, count: int) -> Any:
     description = {
         "flat": "Flat",
         "hnsw": "HNSW32",
-        "ivf-sq": f"{lists},SQ8",
+        "ivf-sq": f"{lists},SQfp16",
         "ivf-pq": f"{padded}{lists},PQ{even // 2}x4fs,Refine(SQfp16)",  # two numbers together in 4 bits
     }[kind]
     return _faiss().index_factory(dim, description)
@@ -247,8 +278,8 @@ def _make(kind: str, dim: int, count: int) -> Any:
 def _set_effort(searcher: Any, kind: str, effort: int) -> None:
     if kind in _EFFORT:
         _faiss().ParameterSpace().set_index_parameter(searcher, _EFFORT[kind], effort)
-    if kind == "ivf-pq":
-        _faiss().ParameterSpace().set_index_parameter(searcher, "k_factor_rf", 8)
+    if kind == "ivf-pq":  # of a search for k, this many times k are ranked again
+        _faiss().ParameterSpace().set_index_parameter(searcher, "k_factor_rf", max(8, effort))
 
 
 def _prepare(embeddings: NDArray[Any], distance: str) -> NDArray[np.float32]:
@@ -258,7 +289,7 @@ def _prepare(embeddings: NDArray[Any], distance: str) -> NDArray[np.float32]:
         return block
     block = block / np.abs(block).max(axis=1, keepdims=True)  # squares of very small numbers are 0
     block /= np.linalg.norm(block, axis=1, keepdims=True)
-    return block
+    return cast("NDArray[np.float32]", block)
 
 
 def _check_same(part: Embeddings, fingerprint: str, distance: str, dim: int, where: str) -> None:
@@ -310,8 +341,8 @@ def _add(searcher: Any, parts: Sequence[Embeddings], count: int, report: Report)
 def _tune(searcher: Any, kind: str, parts: Sequence[Embeddings], count: int, report: Report) -> tuple[int, float]:
     """Return the least effort, in powers of two, that finds the share `RECALL` of the nearest, and what it does find.
 
-    Measured on some of its own vectors, each of which is to find the nearest of the others; found is what is not further
-    away than the true nearest. If more effort does not help, it is the quantiser that loses them.
+    Measured on some of its own vectors, each of which is to find the nearest of the others; found is what is no
+    further away than the last of the true nearest. If more effort does not help, it is the quantiser that loses them.
     """
     if count == 1:
         return 1, 1.0
@@ -343,7 +374,7 @@ def _nearest(
         squared, near = _faiss().knn(queries, block, min(k, len(block)))
         best, rows = np.hstack([best, squared]), np.hstack([rows, near + start])
         order = np.argsort(best, axis=1)[:, :k]
-        best, rows = (np.take_along_axis(item, order, axis=1) for item in (best, rows))
+        best, rows = np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)
         start += len(block)
         report("measuring recall", start, count)
     found = _gather(parts, rows.ravel()).reshape(*rows.shape, -1)  # again, without the rounding of large products
@@ -356,12 +387,11 @@ def _ours(name: str) -> bool:
 
 def _save(folder: Path, meta: Meta, searcher: Any, parts: Sequence[Embeddings], before: Index | None) -> Index:
     """Write new files beside those of `before`, then let index.json name the new ones."""
-    features = [part.features for part in parts]
-    old = [before] if before else []
+    labelled: list[Any] = [*([before] if before else []), *(part.features for part in parts)]
     identities, cameras = (
-        np.concatenate([getattr(item, name) for item in (*old, *features)]) for name in ("identities", "cameras")
+        np.concatenate([getattr(item, name) for item in labelled]) for name in ("identities", "cameras")
     )
-    paths = Paths.join([Paths.of(item.paths or ()) for item in (*old, *features)])
+    paths = Paths.join([item.paths for item in labelled])
     word = secrets.token_hex(4)
     meta = evolve(meta, vectors=f"vectors-{word}.faiss", labels=f"labels-{word}.safetensors")
     draft = folder / f"labels-{word}.json"
@@ -374,8 +404,8 @@ def _save(folder: Path, meta: Meta, searcher: Any, parts: Sequence[Embeddings], 
         for file in written:
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
-        if before and _read_meta(folder) != before.meta:
-            raise ReidError(f"the index {folder} was changed meanwhile; nothing was added, run the command again")
+        if before:
+            before.require_unchanged()
         draft.replace(folder / "index.json")
     except BaseException as error:
         for file in written:

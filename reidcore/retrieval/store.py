@@ -29,8 +29,9 @@ from reidcore.types import Features
 FORMAT = "reidcore-embeddings-1"
 BLOCK_BYTES = 2**26
 
-_TYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
-_LABELS = {"identities": "I64", "cameras": "I64", "path_ends": "I64", "paths": "U8"}
+_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+LABELS = {"identities": "I64", "cameras": "I64", "path_ends": "I64", "paths": "U8"}
+"""The arrays that stand for labels, with the names that safetensors gives to types."""
 
 
 class Paths(Sequence[str]):
@@ -95,7 +96,10 @@ class Embeddings:
 def read_embeddings(file: str | Path) -> Embeddings:
     """Open an embedding file. Raises ReidError when it is none, or is damaged."""
     file = Path(file)
-    arrays, metadata = read_arrays(file, {**_LABELS, "embeddings": "F32"}, "an embedding file", FORMAT)
+    arrays, metadata = read_arrays(file, {**LABELS, "embeddings": "F32"}, "an embedding file", FORMAT)
+    if missing := {"fingerprint", "distance"} - metadata.keys():
+        raise ReidError(f"{file} is not an embedding file: it lacks '{min(missing)}'")
+    check_name("distance", metadata["distance"], DISTANCES)
     features = Features(
         arrays["embeddings"], arrays["identities"], arrays["cameras"], Paths(arrays["paths"], arrays["path_ends"])
     )
@@ -147,7 +151,7 @@ class EmbeddingWriter:
     def __enter__(self) -> Self:
         header: dict[str, Any] = {"__metadata__": self.metadata}
         at = 0
-        shapes = {name: (_LABELS[name], array.shape) for name, array in self.labels.items()}
+        shapes = {name: (LABELS[name], array.shape) for name, array in self.labels.items()}
         for name, (kind, shape) in {**shapes, "embeddings": ("F32", (len(self.paths), self.dim))}.items():
             size = int(np.prod(shape)) * _TYPES[kind].itemsize
             header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
@@ -243,10 +247,17 @@ def read_arrays(
             raise ReidError(f"{file} is not {what}: it lacks '{name}' of type {kind}")
         begin, end = (start + offset for offset in header[name]["data_offsets"])
         arrays[name] = raw[begin:end].view(_TYPES[kind]).reshape(header[name]["shape"])
-    rows = {name: len(array) for name, array in arrays.items() if name != "paths"}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    fit = all(len(shape) == (2 if name == "embeddings" else 1) for name, shape in shapes.items())
     ends = arrays["path_ends"]
-    if len(set(rows.values())) > 1 or not len(ends) or ends[-1] > len(arrays["paths"]) or (np.diff(ends) < 0).any():
-        raise ReidError(f"{file} is not {what}: its arrays do not fit each other, with {rows} rows")
+    if (
+        not fit
+        or len({shape[0] for name, shape in shapes.items() if name != "paths"}) > 1
+        or not len(ends)
+        or not 0 <= ends[0] <= ends[-1] <= len(arrays["paths"])
+        or (np.diff(ends) < 0).any()
+    ):
+        raise ReidError(f"{file} is not {what}: its arrays do not fit each other, with the shapes {shapes}")
     return arrays, metadata
 
 

@@ -125,7 +125,7 @@ def label_by_name(files: Sequence[Path]) -> tuple[list[Sample], str]:
     others = [file for file, match in zip(files, matches, strict=True) if match is None]
     if others:
         return [Sample(file) for file in files], (
-            f"identities and cameras are unknown: the names of {len(others)} of {len(files)} images do not have the form "
+            f"identities and cameras are unknown: {len(others)} of {len(files)} names do not have the form "
             f"<identity>_c<camera>_<anything>, the first is {others[0]}"
         )
     samples = [Sample(file, int(m[1]), int(m[2])) for file, m in zip(files, matches, strict=True) if m]
