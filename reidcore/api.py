@@ -188,7 +188,7 @@ class Embedder:
     ) -> None:
         """Write the embeddings of samples, however many, to a file for `reidcore index`; see retrieval.store.
 
-        `done` is told how many images were added. Raises ReidError for a file that exists, DataError for a bad image.
+        `done` is told how many are written. Raises ReidError for a file that exists, DataError for a bad image.
         """
         writer = EmbeddingWriter(
             file,
@@ -202,7 +202,7 @@ class Embedder:
         with writer:
             for embeddings in self.evaluator.stream(self.model, samples):
                 writer.add(embeddings)
-                done(len(embeddings))
+                done(writer.written)
 
 
 @frozen(eq=False)

@@ -94,7 +94,7 @@ try:
 except SystemExit as end:
     status = end.code
 assert not status, status
-heavy = sorted({{"torch", "torchvision", "PIL", "rich"}} & set(sys.modules))
+heavy = sorted({{"torch", "torchvision", "PIL", "rich", "faiss"}} & set(sys.modules))
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -44,8 +44,8 @@ from reidcore.retrieval.store import (
 )
 
 KINDS = ("flat", "hnsw", "ivf-sq", "ivf-pq")
-FLAT_UP_TO, SQ_UP_TO = 2**23, 2**31
-"""N x D up to which an index of no stated kind compares with all (some 3 ms a query), and is `ivf-sq` (4 GiB)."""
+FLAT_UP_TO, SQ_UP_TO = 2**23, 2**27
+"""N x D up to which an index of no stated kind compares with all (some 3 ms a query), and is `ivf-sq` (256 MiB)."""
 
 RECALL = 0.98
 FORMAT, LABELS_FORMAT = "reidcore-index-1", "reidcore-labels-1"
@@ -339,7 +339,7 @@ def _add(searcher: Any, parts: Sequence[Embeddings], count: int, report: Report)
 
 
 def _tune(searcher: Any, kind: str, parts: Sequence[Embeddings], count: int, report: Report) -> tuple[int, float]:
-    """Return the least effort, in powers of two, that finds the share `RECALL` of the nearest, and what it does find.
+    """Return the least effort, of 1, 2, 3, 4, 6, 8, ..., that finds the share `RECALL` of the nearest, and its share.
 
     Measured on some of its own vectors, each of which is to find the nearest of the others; found is what is no
     further away than the last of the true nearest. If more effort does not help, it is the quantiser that loses them.
@@ -350,8 +350,9 @@ def _tune(searcher: Any, kind: str, parts: Sequence[Embeddings], count: int, rep
     queries, k = _gather(parts, chosen), min(_K, count - 1)
     furthest = _nearest(parts, queries, k + 1, count, report)[:, -1]  # the first is the vector itself
     limit = count if kind == "hnsw" else _lists(count)
-    effort, before = min(limit, 16 if kind == "hnsw" else 1), 0.0
-    while True:
+    efforts = sorted({*(2**n for n in range(40)), *(3 * 2**n for n in range(40))})
+    before = 0.0
+    for effort in (min(effort, limit) for effort in efforts if effort >= (16 if kind == "hnsw" else 1)):
         _set_effort(searcher, kind, effort)
         _, rows = searcher.search(queries, k + 1)
         found = _gather(parts, rows.ravel().clip(0)).reshape(*rows.shape, -1)
@@ -359,8 +360,9 @@ def _tune(searcher: Any, kind: str, parts: Sequence[Embeddings], count: int, rep
         hits = (squared <= furthest[:, None]) & (rows >= 0) & (rows != chosen[:, None])
         recall = float(np.minimum(hits.sum(axis=1), k).mean() / k)
         if recall >= RECALL or effort >= limit or (effort >= 64 and recall - before < 0.001):
-            return effort, round(recall, 4)
-        effort, before = min(limit, 2 * effort), recall
+            break
+        before = recall
+    return effort, round(recall, 4)
 
 
 def _nearest(

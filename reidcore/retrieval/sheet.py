@@ -55,7 +55,7 @@ def _tile(sheet: Image.Image, at: tuple[int, int], path: str, captions: Sequence
     else:
         scale = min(TILE[0] / picture.width, TILE[1] / picture.height)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        corner = (left + (TILE[0] - size[0]) // 2, top + (TILE[1] - size[1]) // 2)
+        corner = (left + (TILE[0] - size[0]) // 2, top + TILE[1] - size[1])  # beside its captions
         sheet.paste(picture.resize(size, Image.Resampling.BICUBIC), corner)
     for line, text in enumerate(captions):
         draw.text((left, top + TILE[1] + 2 + line * _LINE), _fit(text, font, TILE[0]), "black", font)
