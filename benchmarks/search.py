@@ -1,8 +1,8 @@
 """One million 256-d vectors: how long `reidcore index` takes, how much memory, and how well and fast it is searched.
 
 The vectors are clustered as identities are: a random direction each, and 20 to 40 images around it. An image's noise is
-as long as `--noise` times the direction; at 0.7 two images of an identity have a cosine of 0.67 and other images come
-up to 0.33. Queries are further images of these identities, and recall@10 is the share of their 10 exact nearest that
+as long as `--noise` times the direction; at 0.7 two images of an identity have a cosine of 0.67, and others come
+up to 0.3. Queries are further images of these identities, and recall@10 is the share of their 10 exact nearest that
 the index finds.
 
     python benchmarks/search.py [--count 1000000] [--dim 256] [--noise 0.7] [--threads 2] [--kind KIND]

@@ -175,20 +175,28 @@ class Embedder:
         """The embedding's dimension, D."""
         return self.model.dim
 
-    def embed(self, images: Sequence[Any]) -> NDArray[np.float32]:
-        """Return (N, D) float32 embeddings of paths, PIL images or (H, W, 3) uint8 arrays. Raises DataError."""
+    def embed(self, images: Sequence[Any], done: Callable[[int], None] = lambda count: None) -> NDArray[np.float32]:
+        """Return (N, D) float32 embeddings of paths, PIL images or (H, W, 3) uint8 arrays. Raises DataError.
+
+        `done` is told how many are.
+        """
         if isinstance(images, (str, Path)):  # one path, not its letters
             images = [images]
         samples = [Sample(Path(image)) if isinstance(image, (str, Path)) else Sample(_Given(image)) for image in images]
-        embeddings: NDArray[np.float32] = self.evaluator.extract(self.model, samples).embeddings
-        return embeddings if len(samples) else np.zeros((0, self.dim), np.float32)
+        embeddings = np.empty((len(samples), self.dim), np.float32)
+        count = 0
+        for batch in self.evaluator.stream(self.model, samples):
+            embeddings[count : count + len(batch)] = batch
+            count += len(batch)
+            done(count)
+        return embeddings
 
     def write(
         self, samples: Sequence[Sample], file: str | Path, done: Callable[[int], None] = lambda count: None
     ) -> None:
         """Write the embeddings of samples, however many, to a file for `reidcore index`; see retrieval.store.
 
-        `done` is told how many are written. Raises ReidError for a file that exists, DataError for a bad image.
+        `done` is told how many are. Raises ReidError for a file that exists, DataError for a bad image.
         """
         writer = EmbeddingWriter(
             file,

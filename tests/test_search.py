@@ -294,6 +294,8 @@ def test_features_that_are_unsound_are_not_written(case, tmp_path):
 
 
 def test_too_few_or_misshapen_embeddings_leave_no_file(tmp_path):
+    with pytest.raises(ReidError, match="found 2 cameras for 3 paths; expected one each"):
+        EmbeddingWriter(tmp_path / "file", [1, 2, 3], [0, 0], "abc", 4, fingerprint="")
     for rows, words in ((np.ones((2, 4), np.float32), "2 embeddings came; expected 3"), (np.ones((3, 5)), "shape")):
         with (
             pytest.raises(ReidError, match=words),
@@ -325,6 +327,7 @@ def test_files_that_are_no_embedding_files_are_refused(tmp_path):
         ("path_ends", arrays["path_ends"] + 1000, "do not fit each other"),
         ("cameras", arrays["cameras"].astype(np.float64), "lacks 'cameras' of type I64"),
         ("embeddings", arrays["embeddings"][:, 0].copy(), "do not fit each other"),
+        ("embeddings", arrays["embeddings"][:, :0].copy(), "do not fit each other"),
     ):
         save_file({**arrays, name: value}, bad, metadata)
         with pytest.raises(ReidError, match=words):

@@ -9,6 +9,7 @@ from typing import Any
 from reidcore.api import load_model
 from reidcore.builtin.modules.datasets import find_images
 from reidcore.cli.listing import print_columns
+from reidcore.reporting import Bar, make_console
 from reidcore.retrieval.index import Index
 from reidcore.retrieval.sheet import check_sheet, draw_sheet
 from reidcore.types import UNKNOWN
@@ -36,7 +37,9 @@ def main(options: Namespace) -> int:
     index = Index.open(options.index)
     embedder = load_model(options.run, options.device, options.plugin)
     index.require_model(embedder.fingerprint, options.run)
-    found = search(index, embedder.embed(files), files, options.k)
+    with Bar(make_console(stderr=True)) as bar:
+        embeddings = embedder.embed(files, lambda done: bar("embedding", done, len(files)))
+    found = search(index, embeddings, files, options.k)
     if options.json:
         print(json.dumps(found, indent=2))
     else:
@@ -47,7 +50,10 @@ def main(options: Namespace) -> int:
 
 
 def search(index: Index, embeddings: Any, files: Sequence[Path], k: int) -> list[dict[str, Any]]:
-    """Return for each file `{"query": path, "hits": [{"rank", "distance", "identity", "camera", "path"}]}`."""
+    """Return for each file `{"query": path, "hits": [{"rank", "distance", "identity", "camera", "path"}]}`.
+
+    Identities and cameras that are not known are -1.
+    """
     return [
         {
             "query": str(file),

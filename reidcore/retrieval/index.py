@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from reidcore.errors import ReidError, os_message
-from reidcore.retrieval.problem import _as_float32
+from reidcore.retrieval.problem import as_float32
 from reidcore.retrieval.store import (
     LABELS,
     Embeddings,
@@ -188,7 +188,7 @@ class Index:
         only a graph of many equal vectors does, rows are -1 and distances infinite.
         Raises ReidError for another dimension, and for embeddings that are not finite or all zeros.
         """
-        queries = _as_float32(embeddings, "query")
+        queries = as_float32(embeddings, "query")
         if queries.ndim != 2 or queries.shape[1] != self.meta.dimension:
             raise ReidError(
                 f"the query embeddings have shape {queries.shape}; "
@@ -409,7 +409,7 @@ def _save(folder: Path, meta: Meta, searcher: Any, parts: Sequence[Embeddings], 
         if before:
             before.require_unchanged()
         draft.replace(folder / "index.json")
-    except BaseException as error:
+    except Exception as error:
         for file in written:
             file.unlink(missing_ok=True)
         if isinstance(error, OSError):

@@ -91,7 +91,7 @@ class Problem:
 
 def check_features(features: Features, side: str) -> int:
     """Raise ReidError unless `features` are sound; return the dimension of their embeddings."""
-    embeddings = _as_float32(features.embeddings, side)
+    embeddings = as_float32(features.embeddings, side)
     if embeddings.ndim != 2 or not embeddings.shape[1]:
         raise ReidError(f"{side} embeddings have shape {embeddings.shape}; expected (N, D)")
     count = len(embeddings)
@@ -117,7 +117,7 @@ def check_features(features: Features, side: str) -> int:
     return int(embeddings.shape[1])
 
 
-def _as_float32(embeddings: Any, side: str) -> NDArray[np.float32]:
+def as_float32(embeddings: Any, side: str) -> NDArray[np.float32]:
     """Return a float32 array, not copied if it is one; raise ReidError for anything but numbers."""
     try:
         with np.errstate(over="ignore"):  # what overflows is reported as not finite

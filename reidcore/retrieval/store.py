@@ -145,6 +145,11 @@ class EmbeddingWriter:
         refuse_existing(self.file)
         self.paths = Paths.of(paths)
         self.labels = pack_labels(identities, cameras, self.paths)
+        for name in ("identities", "cameras"):
+            if len(self.labels[name]) != len(self.paths):
+                raise ReidError(
+                    f"{file}: found {len(self.labels[name])} {name} for {len(self.paths)} paths; expected one each"
+                )
         self.metadata = {"format": FORMAT, "fingerprint": fingerprint, "distance": distance}
         self.partial = self.file.with_name(f".{self.file.name}.partial")
 
@@ -253,7 +258,7 @@ def read_arrays(
     if (
         not fit
         or len({shape[0] for name, shape in shapes.items() if name != "paths"}) > 1
-        or not len(ends)
+        or not all(shapes["path_ends"] + shapes.get("embeddings", ()))
         or not 0 <= ends[0] <= ends[-1] <= len(arrays["paths"])
         or (np.diff(ends) < 0).any()
     ):
