@@ -67,8 +67,9 @@ def _silent(what: str, done: int, total: int) -> None: ...
 class Meta:
     """What index.json says.
 
-    effort: how many lists (`nprobe`) or nodes (`efSearch`) a search looks at, 0 for `flat`; recall: the share of the 10
-    nearest that it finds so, measured when it was built, of `built` vectors.
+    effort: how many lists (`nprobe`) or nodes (`efSearch`) a search looks at, 0 for `flat`; refine: how many times k
+    `ivf-pq` ranks again in a search for k; recall: the share of the 10 nearest that is found so, measured when it was
+    built, of `built` vectors.
     """
 
     format: str
@@ -78,6 +79,7 @@ class Meta:
     count: int
     fingerprint: str
     effort: int
+    refine: int
     recall: float
     built: int
     vectors: str
@@ -128,7 +130,7 @@ class Index:
             chosen = np.sort(np.random.default_rng(0).choice(count, min(count, _TRAIN * _lists(count)), replace=False))
             searcher.train(_gather(parts, chosen))
         _add(searcher, parts, count, report)
-        effort, recall = _tune(searcher, kind, parts, count, report) if kind in _EFFORT else (0, 1.0)
+        effort, refine, recall = _tune(searcher, kind, parts, count, report)
         meta = Meta(
             format=FORMAT,
             kind=kind,
@@ -137,6 +139,7 @@ class Index:
             count=count,
             fingerprint=first.fingerprint,
             effort=effort,
+            refine=refine,
             recall=recall,
             built=count,
             vectors="",
@@ -161,7 +164,7 @@ class Index:
                 f"{folder} is damaged: index.json tells of {meta.count} vectors of {meta.dimension} dimensions, "
                 f"there are {searcher.ntotal} of {searcher.d} with {len(arrays['identities'])} labels"
             )
-        _set_effort(searcher, meta.kind, meta.effort)
+        _set_effort(searcher, meta.kind, meta.effort, meta.refine)
         paths = Paths(arrays["paths"], arrays["path_ends"])
         return cls(folder, meta, arrays["identities"], arrays["cameras"], paths, searcher)
 
@@ -177,7 +180,7 @@ class Index:
         count = sum(len(part) for part in parts)
         self.require_unchanged()
         searcher = _read(self.folder / self.meta.vectors, mapped=False)
-        _set_effort(searcher, self.meta.kind, self.meta.effort)
+        _set_effort(searcher, self.meta.kind, self.meta.effort, self.meta.refine)
         _add(searcher, parts, count, report)
         return _save(self.folder, evolve(self.meta, count=self.meta.count + count), searcher, parts, self)
 
@@ -197,14 +200,15 @@ class Index:
         if k < 1:
             raise ReidError(f"k is {k}; expected at least 1")
         check_rows(queries, "query")
-        queries, k, effort = _prepare(queries, self.meta.distance), min(k, len(self)), self.meta.effort
+        queries, k, meta = _prepare(queries, self.meta.distance), min(k, len(self)), self.meta
         squared, rows = self.faiss.search(queries, k)
-        while self.meta.kind in _EFFORT and (rows < 0).any() and effort < len(self):  # a large k, or small lists
+        effort = meta.effort
+        while meta.kind in _EFFORT and (rows < 0).any() and effort < len(self):  # a large k, or small lists
             effort *= 2
-            _set_effort(self.faiss, self.meta.kind, effort)
+            _set_effort(self.faiss, meta.kind, effort, meta.refine)
             squared, rows = self.faiss.search(queries, k)
-        _set_effort(self.faiss, self.meta.kind, self.meta.effort)
-        distances = squared.clip(0) / 2 if self.meta.distance == "cosine" else np.sqrt(squared.clip(0))
+        _set_effort(self.faiss, meta.kind, meta.effort, meta.refine)
+        distances = squared.clip(0) / 2 if meta.distance == "cosine" else np.sqrt(squared.clip(0))
         return rows, np.where(rows < 0, np.float32(np.inf), distances)
 
     def require_model(self, fingerprint: str, name: str) -> None:
@@ -275,11 +279,11 @@ def _make(kind: str, dim: int, count: int) -> Any:
     return _faiss().index_factory(dim, description)
 
 
-def _set_effort(searcher: Any, kind: str, effort: int) -> None:
+def _set_effort(searcher: Any, kind: str, effort: int, refine: int) -> None:
     if kind in _EFFORT:
         _faiss().ParameterSpace().set_index_parameter(searcher, _EFFORT[kind], effort)
-    if kind == "ivf-pq":  # of a search for k, this many times k are ranked again
-        _faiss().ParameterSpace().set_index_parameter(searcher, "k_factor_rf", max(8, effort))
+    if kind == "ivf-pq":
+        _faiss().ParameterSpace().set_index_parameter(searcher, "k_factor_rf", refine)
 
 
 def _prepare(embeddings: NDArray[Any], distance: str) -> NDArray[np.float32]:
@@ -338,31 +342,40 @@ def _add(searcher: Any, parts: Sequence[Embeddings], count: int, report: Report)
         report("indexing", done, count)
 
 
-def _tune(searcher: Any, kind: str, parts: Sequence[Embeddings], count: int, report: Report) -> tuple[int, float]:
-    """Return the least effort, of 1, 2, 3, 4, 6, 8, ..., that finds the share `RECALL` of the nearest, and its share.
+def _tune(searcher: Any, kind: str, parts: Sequence[Embeddings], count: int, report: Report) -> tuple[int, int, float]:
+    """Return the least effort, of 1, 2, 3, 4, 6, 8, ..., that finds the share `RECALL` of the nearest; what is to be
+    ranked again with it; and the share that is found.
 
     Measured on some of its own vectors, each of which is to find the nearest of the others; found is what is no
     further away than the last of the true nearest. If more effort does not help, it is the quantiser that loses them.
     """
-    if count == 1:
-        return 1, 1.0
+    if kind not in _EFFORT or count == 1:
+        return int(kind in _EFFORT), 0, 1.0
     chosen = np.sort(np.random.default_rng(1).choice(count, min(count, _OTHERS), replace=False))
     queries, k = _gather(parts, chosen), min(_K, count - 1)
     furthest = _nearest(parts, queries, k + 1, count, report)[:, -1]  # the first is the vector itself
-    limit = count if kind == "hnsw" else _lists(count)
-    efforts = sorted({*(2**n for n in range(40)), *(3 * 2**n for n in range(40))})
-    before = 0.0
-    for effort in (min(effort, limit) for effort in efforts if effort >= (16 if kind == "hnsw" else 1)):
-        _set_effort(searcher, kind, effort)
+
+    def measure(effort: int, refine: int) -> float:
+        _set_effort(searcher, kind, effort, refine)
         _, rows = searcher.search(queries, k + 1)
         found = _gather(parts, rows.ravel().clip(0)).reshape(*rows.shape, -1)
         squared = np.square(found - queries[:, None], dtype=np.float64).sum(axis=2)
         hits = (squared <= furthest[:, None]) & (rows >= 0) & (rows != chosen[:, None])
-        recall = float(np.minimum(hits.sum(axis=1), k).mean() / k)
+        return float(np.minimum(hits.sum(axis=1), k).mean() / k)
+
+    limit = count if kind == "hnsw" else _lists(count)
+    efforts = sorted({*(2**n for n in range(40)), *(3 * 2**n for n in range(40))})
+    before = 0.0
+    for effort in (min(effort, limit) for effort in efforts if effort >= (16 if kind == "hnsw" else 1)):
+        refine = max(8, effort)
+        recall = measure(effort, refine)
         if recall >= RECALL or effort >= limit or (effort >= 64 and recall - before < 0.001):
             break
         before = recall
-    return effort, round(recall, 4)
+    while kind == "ivf-pq" and refine > 1 and (less := measure(effort, refine // 2)) >= min(recall, RECALL):
+        refine, recall = refine // 2, less
+    _set_effort(searcher, kind, effort, refine)
+    return effort, refine, round(recall, 4)
 
 
 def _nearest(
