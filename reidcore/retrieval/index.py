@@ -261,8 +261,8 @@ def _choose(dim: int, count: int) -> str:
 
 
 def _lists(count: int) -> int:
-    """Return the number of lists for so many vectors: about 4√N, a power of two, each with 39 to learn from."""
-    return max(1, min(1 << round(math.log2(4 * math.sqrt(count))), count // 39))
+    """Return the number of lists for so many vectors: about 2√N, a power of two, each with 39 to learn from."""
+    return max(1, min(1 << round(math.log2(2 * math.sqrt(count))), count // 39))
 
 
 def _make(kind: str, dim: int, count: int) -> Any:
