@@ -7,7 +7,7 @@ import json
 import platform
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +38,7 @@ from reidcore.results import load_results, save_results
 from reidcore.retrieval import Coverage
 from reidcore.retrieval.bootstrap import Difference, differences
 from reidcore.retrieval.evaluation import Result
+from reidcore.retrieval.store import EmbeddingWriter
 from reidcore.types import Sample
 
 RECIPE, RESULTS, BEFORE = "recipe.toml", "metrics.json", "metrics-before.json"
@@ -224,27 +225,59 @@ def load_model(folder: str | Path, device: str = "cpu", plugin_files: Sequence[s
     """Load the model of a run folder. Raises RunError when there is none."""
     model, loaded = _load(Path(folder), (f"run.device={device}",), plugin_files)
     evaluator = make_evaluator(loaded.recipe)
-    return Embedder(model.to(evaluator.device).eval(), evaluator)
+    return Embedder(model.to(evaluator.device).eval(), evaluator, _fingerprint(Path(folder)))
 
 
 class Embedder:
-    """A trained model that turns images into embeddings."""
+    """A trained model that turns images into embeddings.
 
-    def __init__(self, model: Model, evaluator: Evaluator) -> None:
-        self.model, self.evaluator = model, evaluator
+    fingerprint: a text that is the same for equal embeddings only, of the weights and what else makes them.
+    """
+
+    def __init__(self, model: Model, evaluator: Evaluator, fingerprint: str) -> None:
+        self.model, self.evaluator, self.fingerprint = model, evaluator, fingerprint
 
     @property
     def dim(self) -> int:
         """The embedding's dimension, D."""
         return self.model.dim
 
-    def embed(self, images: Sequence[Any]) -> NDArray[np.float32]:
-        """Return (N, D) float32 embeddings of paths, PIL images or (H, W, 3) uint8 arrays. Raises DataError."""
+    def embed(self, images: Sequence[Any], done: Callable[[int], None] = lambda count: None) -> NDArray[np.float32]:
+        """Return (N, D) float32 embeddings of paths, PIL images or (H, W, 3) uint8 arrays. Raises DataError.
+
+        `done` is told how many are.
+        """
         if isinstance(images, (str, Path)):  # one path, not its letters
             images = [images]
         samples = [Sample(Path(image)) if isinstance(image, (str, Path)) else Sample(_Given(image)) for image in images]
-        embeddings: NDArray[np.float32] = self.evaluator.extract(self.model, samples).embeddings
-        return embeddings if len(samples) else np.zeros((0, self.dim), np.float32)
+        embeddings = np.empty((len(samples), self.dim), np.float32)
+        count = 0
+        for batch in self.evaluator.stream(self.model, samples):
+            embeddings[count : count + len(batch)] = batch
+            count += len(batch)
+            done(count)
+        return embeddings
+
+    def write(
+        self, samples: Sequence[Sample], file: str | Path, done: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """Write the embeddings of samples, however many, to a file for `reidcore index`; see retrieval.store.
+
+        `done` is told how many are. Raises ReidError for a file that exists, DataError for a bad image.
+        """
+        writer = EmbeddingWriter(
+            file,
+            [sample.identity for sample in samples],
+            [sample.camera for sample in samples],
+            [sample.name for sample in samples],
+            self.dim,
+            fingerprint=self.fingerprint,
+            distance=self.evaluator.options.distance,
+        )
+        with writer:
+            for embeddings in self.evaluator.stream(self.model, samples):
+                writer.add(embeddings)
+                done(writer.written)
 
 
 @frozen(eq=False)
@@ -291,6 +324,20 @@ def _load(folder: Path, overrides: Sequence[str], plugin_files: Sequence[str | P
     except RuntimeError as error:
         raise RunError(f"{folder / WEIGHTS} does not fit its recipe: {str(error).splitlines()[-1].strip()}") from None
     return model, loaded
+
+
+def _fingerprint(folder: Path) -> str:
+    """Return a sha256 of the weights of a run, and of the parts of its saved recipe that embeddings depend on.
+
+    The saved recipe, not the filled one, so that a later version's new options do not change it.
+    """
+    recipe = tomli.loads((folder / RECIPE).read_text("utf-8"))
+    size = [recipe.get("input", {}).get(side) for side in ("height", "width")]
+    parts = [recipe.get(part) for part in ("backbone", "aggregator", "head")]
+    with (folder / WEIGHTS).open("rb") as stream:
+        weights = hashlib.file_digest(stream, "sha256").hexdigest()
+    text = json.dumps([weights, size, parts, recipe.get("evaluation", {}).get("flip")], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unweighted(recipe: Recipe) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from attrs import evolve, frozen
+from numpy.typing import NDArray
 from torch import nn
 
 from reidcore.builtin.modules.transforms import Resize
@@ -28,7 +29,7 @@ from reidcore.options import EvaluationOptions, InputOptions
 from reidcore.recipe import Loaded, Recipe
 from reidcore.retrieval import Coverage, coverage
 from reidcore.retrieval.evaluation import Result, evaluate
-from reidcore.retrieval.extract import extract
+from reidcore.retrieval.extract import extract, extract_batches
 from reidcore.retrieval.postprocess import check_chain
 from reidcore.types import ALONE, UNKNOWN, Features, Parts, Sample, Splits, Stream, World
 
@@ -351,18 +352,22 @@ class Evaluator:
 
     def extract(self, model: nn.Module, samples: Sequence[Sample], cameras: bool = False) -> Features:
         """Return the features of samples, as the recipe's [evaluation] says; `cameras` tells the model theirs."""
-        return extract(
-            model,
-            samples,
-            size=(self.input.height, self.input.width),
-            batch=self.options.batch,
-            flip=self.options.flip,
-            workers=self.input.workers,
-            device=self.device,
-            precision=self.precision,
-            cameras=cameras,
-            world=self.world,
-        )
+        return extract(model, samples, cameras=cameras, world=self.world, **self._reading())
+
+    def stream(self, model: nn.Module, samples: Sequence[Sample]) -> Iterator[NDArray[np.float32]]:
+        """Yield the (B, D) embeddings of samples in order, a batch at a time."""
+        for embeddings, _ in extract_batches(model, samples, **self._reading()):
+            yield embeddings.numpy()
+
+    def _reading(self) -> dict[str, Any]:
+        return {
+            "size": (self.input.height, self.input.width),
+            "batch": self.options.batch,
+            "flip": self.options.flip,
+            "workers": self.input.workers,
+            "device": self.device,
+            "precision": self.precision,
+        }
 
 
 def make_evaluator(recipe: Recipe) -> Evaluator:

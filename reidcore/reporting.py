@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from reidcore.errors import RunError, os_message
 
 PLAIN_SECONDS = 10.0
+PATIENCE_SECONDS = 2.0
 
 
 def make_console(stderr: bool = False) -> Console:
@@ -137,6 +138,55 @@ class Terminal:
             self.console.print(f"{where}: {text}", highlight=False, soft_wrap=True)
 
 
+class Bar:
+    """Shows long work: a bar on a terminal when it takes more than two seconds, a line every ten seconds elsewhere.
+
+    A context manager that is called with what is being done, how much of it is, and of how much (0: not known).
+    """
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.console, self.quiet = console, quiet
+        self.progress: Progress | None = None
+        self.what = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show how far the work is."""
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if what != self.what:
+            self._close()
+            self.what, self.started, self.last_line = what, now, now
+        left = f"{duration((now - self.started) * (total - done) / done)} left" if done else ""
+        if not self.console.is_terminal:
+            if now - self.last_line > PLAIN_SECONDS:
+                self.last_line = now
+                self.console.print(f"{what}: {done} of {total}, {left}", highlight=False, soft_wrap=True)
+        elif self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], completed=done, text=left)
+        elif not total or now - self.started > PATIENCE_SECONDS:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self.progress = Progress(*columns, console=self.console, transient=True)
+            self.progress.start()
+            self.progress.add_task(what, total=total or None, completed=done, text=left)
+
+    def _close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
 def duration(seconds: float) -> str:
     """Return a length of time as "1:02:03" or "2:03"."""
     minutes, rest = divmod(round(seconds), 60)
@@ -168,4 +218,4 @@ def _cell(figures: Mapping[str, float], name: str, intervals: bool) -> str:
     return text
 
 
-__all__ = ["JsonLines", "Terminal", "duration", "make_console", "metrics_table"]
+__all__ = ["Bar", "JsonLines", "Terminal", "duration", "make_console", "metrics_table"]

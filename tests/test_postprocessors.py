@@ -255,7 +255,7 @@ REFUSED = {
     "distance": ({"distance": "cosin"}, "unknown distance 'cosin'; expected cosine or euclidean; did you mean"),
     "shape": ({"features": np.zeros(3)}, r"given embeddings have shape \(3,\); expected \(N, D\)"),
     "empty": ({"features": np.zeros((0, 3))}, "the given set is empty"),
-    "nan": ({"features": [[1.0], [np.nan]]}, "1 of 2 given embeddings are not finite: number 1"),
+    "nan": ({"features": [[1.0], [np.nan]]}, "row 1 is not finite"),
 }
 
 

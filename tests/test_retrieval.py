@@ -388,19 +388,19 @@ INPUTS = {
     "extras": (features([[1, 2]], [1], extras={"grid": []}), "query extra 'grid' has 0 rows for 1"),
     "nan": (
         features([[1, 2], [1, np.nan], [np.inf, 0]], [1, 1, 1]),
-        "2 of 3 query embeddings are not finite: number 1, number 2",
+        "query: embeddings that compare with nothing: row 1 is not finite, row 2 is not finite; leave these images out",
     ),
     "nan with a path": (
         features([[1, -np.inf]], [1], paths=["a.jpg"]),
-        r"1 of 1 query embeddings are not finite: a\.jpg",
+        r"compare with nothing: row 0 \(a\.jpg\) is not finite",
     ),
     "zeros": (
         features([[0, 0], [1, 2], [0, 0], [0, 0], [0, 0]], [1] * 5),
-        "4 of 5 query embeddings are zeros only, which have no direction to compare: number 0, number 2, number 3 and",
+        "row 0 is all zeros, row 2 is all zeros, row 3 is all zeros and 1 more",
     ),
     "booleans": (evolve(ONE, embeddings=np.ones((1, 2), bool)), "not an array of numbers .*: their type is bool"),
     "groups": (features([[1, 2]], [1], groups=[1, 2]), "query has 2 groups for 1 embeddings"),
-    "too large": (evolve(ONE, embeddings=np.full((1, 2), 1e300)), "1 of 1 query embeddings are not finite"),
+    "too large": (evolve(ONE, embeddings=np.full((1, 2), 1e300)), "row 0 is not finite"),
 }
 
 

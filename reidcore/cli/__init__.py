@@ -18,6 +18,9 @@ VERBS = {
     "plugins": "list the installed plugins and what became of them",
     "evaluate": "evaluate a finished run again",
     "compare": "set runs side by side, and say which differences are more than chance",
+    "embed": "write the embeddings of images to a file",
+    "index": "make files of embeddings searchable",
+    "search": "find the images of an index that are nearest to others",
 }
 
 

@@ -5,8 +5,9 @@ Q G: queries and gallery; q: the queries of one block; D: dimension of the embed
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import field, frozen
@@ -69,8 +70,9 @@ class Problem:
                 f"query embeddings have {dimensions[0]} dimensions and gallery embeddings {dimensions[1]}; "
                 "both must come from the same model"
             )
+        sides = ((self.query, "query"), (self.gallery, "gallery"))
         zeros = self.distance != "cosine"
-        longest = max(check_values(self.query, "query", zeros), check_values(self.gallery, "gallery", zeros))
+        longest = max(check_values(part.embeddings, name, part.paths, zeros=zeros) for part, name in sides)
         object.__setattr__(self, "longest", longest)
 
     def block(self, rows: slice, distances: NDArray[np.float32], rounded: Distances | None = None) -> RankingBlock:
@@ -149,14 +151,7 @@ class Problem:
 
 def as_arrays(features: Features, side: str) -> Features:
     """Return the features as arrays; raise ReidError unless their shapes and types agree."""
-    try:
-        embeddings = np.asarray(features.embeddings)
-        if embeddings.dtype.kind not in "fiu":
-            raise TypeError(f"their type is {embeddings.dtype}")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ReidError(f"{side} embeddings are not an array of numbers in main memory: {error}") from error
-    if embeddings.ndim != 2 or not embeddings.shape[1]:
-        raise ReidError(f"{side} embeddings have shape {embeddings.shape}; expected (N, D)")
+    embeddings = as_matrix(features.embeddings, side)
     count = len(embeddings)
     if not count:
         raise ReidError(f"the {side} set is empty; at least one image is needed")
@@ -179,26 +174,44 @@ def as_arrays(features: Features, side: str) -> Features:
     return Features(embeddings, identities, cameras, features.paths, groups, extras)
 
 
-def check_values(features: Features, side: str, zeros: bool) -> float:
-    """Return the largest length; raise ReidError for embeddings that are not finite or, unless `zeros`, all zeros."""
+def as_matrix(embeddings: Any, side: str) -> NDArray[Any]:
+    """Return (N, D) embeddings as an array of whatever real type; raise ReidError if they are something else."""
+    try:
+        found = np.asarray(embeddings)
+        if found.dtype.kind not in "fiu":
+            raise TypeError(f"their type is {found.dtype}")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ReidError(f"{side} embeddings are not an array of numbers in main memory: {error}") from error
+    if found.ndim != 2 or not found.shape[1]:
+        raise ReidError(f"{side} embeddings have shape {found.shape}; expected (N, D)")
+    return found
+
+
+def check_values(
+    embeddings: NDArray[Any], side: str, paths: Sequence[str] | None = None, start: int = 0, *, zeros: bool = False
+) -> float:
+    """Return the largest length of (N, D) embeddings, infinity if its square is too large for float32.
+
+    Raises ReidError that names the first which are not finite or, unless `zeros`, all zeros.
+    paths, start: names of all rows, of which these begin at `start`.
+    """
     longest = 0.0
-    bad: dict[str, list[int]] = {"not finite": [], "zeros only": []}
-    for start in range(0, len(features), _ROWS):
+    for first in range(0, len(embeddings), _ROWS):
         with np.errstate(over="ignore"):  # what overflows is reported as not finite
-            some = np.asarray(features.embeddings[start : start + _ROWS], dtype=np.float32)
+            some = np.asarray(embeddings[first : first + _ROWS], dtype=np.float32)
             squares = np.einsum("nd,nd->n", some, some)
         longest = max(longest, float(np.sqrt(squares.max())))
-        for row in np.flatnonzero(~(np.isfinite(squares) & (squares > 0))).tolist():
+        bad = []
+        for row in np.flatnonzero(~(np.isfinite(squares) & (squares > 0))).tolist():  # of these some are sound
+            name = f"row {start + first + row}" + (f" ({paths[start + first + row]})" if paths is not None else "")
             if not np.isfinite(some[row]).all():
-                bad["not finite"].append(start + row)
+                bad.append(f"{name} is not finite")
             elif not zeros and not some[row].any():
-                bad["zeros only"].append(start + row)
-    for what, rows in bad.items():
-        if rows:
-            names = [features.paths[row] if features.paths is not None else f"number {row}" for row in rows[:_SHOWN]]
-            more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-            advice = ", which have no direction to compare" if what == "zeros only" else ""
+                bad.append(f"{name} is all zeros")
+        if bad:
+            more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
             raise ReidError(
-                f"{len(rows)} of {len(features)} {side} embeddings are {what}{advice}: {', '.join(names)}{more}"
+                f"{side}: embeddings that compare with nothing: {', '.join(bad[:_SHOWN])}{more}; "
+                "leave these images out, or look at what the model makes of them"
             )
     return longest

@@ -59,7 +59,7 @@ def jaccard(
         features = Features(features, labels, labels)
     check_name("distance", distance, DISTANCES)
     features = as_arrays(features, "given")
-    check_values(features, "given", zeros=distance != "cosine")
+    check_values(features.embeddings, "given", features.paths, zeros=distance != "cosine")
     encoded, _ = encode(as_points([features], distance, device), k1, k2)
     lists = encoded.tocsc()
     data, indices, counts = [], [], [0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -11,7 +12,7 @@ from PIL import Image
 from reidcore.errors import DataError
 from reidcore.types import UNKNOWN, Sample, Splits
 
-_FOLDER = re.compile(r"(-?\d+)_c(\d+)(?:_.*)?")
+_FOLDER = re.compile(r"(-?\d{1,18})_c(\d{1,18})(?:_.*)?")
 _MARKET = re.compile(r"(-?\d+)_c(\d)s\d+_.*")
 _SPLITS = ("train", "query", "gallery")
 
@@ -121,6 +122,48 @@ def lfw(root: Path, pairs: Path) -> Splits:
     return Splits(query=query, gallery=gallery)
 
 
+def find_images(places: Sequence[Path]) -> list[Path]:
+    """Return the files among `places`, and the images in the folders among them and below; each once.
+
+    Raises DataError for a place that is not there, or holds no image.
+    """
+    known, found = _suffixes(), dict[Path, None]()
+    for place in places:
+        if place.is_file():
+            found[place] = None
+            continue
+        if not place.is_dir():
+            raise DataError(f"there is no image or folder {place}")
+        hidden = len(place.parts)
+        files = [
+            file
+            for file in sorted(place.rglob("*"))
+            if file.suffix.lower() in known
+            and not any(part.startswith(".") for part in file.parts[hidden:])
+            and file.is_file()
+        ]
+        if not files:
+            raise DataError(f"the folder {place} holds no images, nor do the folders in it")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def label_by_name(files: Sequence[Path]) -> tuple[list[Sample], str]:
+    """Return samples with the identities and cameras that the files' names say, and a sentence about them.
+
+    They are unknown unless all names have the form `<identity>_c<camera>_<anything>.<ext>`.
+    """
+    matches = [_FOLDER.fullmatch(file.stem) for file in files]
+    others = [file for file, match in zip(files, matches, strict=True) if match is None]
+    if others:
+        return [Sample(file) for file in files], (
+            f"identities and cameras are unknown: {len(others)} of {len(files)} names do not have the form "
+            f"<identity>_c<camera>_<anything>, the first is {others[0]}"
+        )
+    samples = [Sample(file, int(m[1]), int(m[2])) for file, m in zip(files, matches, strict=True) if m]
+    return samples, "identities and cameras are those of the file names"
+
+
 def _numbers(texts: list[str]) -> dict[str, int]:
     """Number the texts in order, whole numbers by their value unless two are written differently."""
     unknown = {"": UNKNOWN, str(UNKNOWN): UNKNOWN}
@@ -132,6 +175,10 @@ def _numbers(texts: list[str]) -> dict[str, int]:
     return {text: number for number, text in enumerate(sorted(distinct))} | unknown
 
 
+def _suffixes() -> set[str]:
+    return {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+
+
 def _require_folder(path: Path, layout: str) -> None:
     if not path.is_dir():
         where = "" if path.is_absolute() else f" (in {Path.cwd()})"
@@ -141,7 +188,7 @@ def _require_folder(path: Path, layout: str) -> None:
 def _read(path: Path, pattern: re.Pattern[str], form: str) -> tuple[Sample, ...]:
     if not path.is_dir():
         return ()
-    known = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+    known = _suffixes()
     samples, faults = [], []
     for file in sorted(path.iterdir()):
         if file.suffix.lower() not in known or file.name.startswith("."):
