@@ -25,11 +25,15 @@ from reidcore.retrieval.problem import Problem
 if TYPE_CHECKING:
     from torch import Tensor
 
-BLOCK_BYTES = 2**28
+BLOCK_BYTES = 2**29
+TILE = 2048
+"""Queries and images that are multiplied at a time: what linear algebra libraries are fastest at."""
+
 SMALL = 2**22
 """Pairs of queries and gallery images up to which nobody notices the time that float64 takes."""
 
 _EPS = float(np.finfo(np.float32).eps)
+_ROWS = 32  # of a tile, which stay in the cache from one operation to the next
 _PAIRS = 128  # compared at a time, so that they stay in the cache
 _LONG = 1e15  # a length whose square is far from overflowing in float32
 
@@ -87,9 +91,10 @@ class Distances:
         query, gallery = self.problem.query.embeddings, self.problem.gallery.embeddings
         count, (total, dimension) = len(query), gallery.shape
         size = 4 if self.rounded else 8
-        height = min(count, max(1, self.block_bytes * 3 // 4 // (4 * total + 3 * size * dimension)))
-        width = max(1, self.block_bytes // 4 // (size * (3 * dimension + 2 * height)))
-        pieces = [slice(start, min(start + width, total)) for start in range(0, total, width)]
+        most = max(1, self.block_bytes * 3 // 4 // (4 * total + 2 * size * dimension))
+        height = -(-count // -(-count // most))  # of equal blocks
+        side = max(1, min(TILE, self.block_bytes // 8 // (size * (dimension + TILE))))
+        pieces = [slice(start, min(start + side, total)) for start in range(0, total, side)]
         on_cpu = self._device.type == "cpu"
         kept = [] if on_cpu else [self._load(gallery, piece) for piece in pieces]
         for start in range(0, count, height):
@@ -99,28 +104,31 @@ class Distances:
             if self.rounded and self.problem.distance == "cosine":
                 block = block / lengths[:, None]
             distances = torch.empty(len(block), total, device=self._device)
+            dots = torch.empty(side, side, dtype=block.dtype, device=self._device)
             for number, piece in enumerate(pieces):
                 images = self._load(gallery, piece) if on_cpu else kept[number]
-                self._fill(distances[:, piece], block, lengths, images, self._gallery_lengths[piece])
+                for part in (slice(first, first + side) for first in range(0, len(block), side)):
+                    self._fill(distances[part, piece], dots, block[part], images, lengths[part], piece)
             yield rows, distances
             del distances  # before there is another one
 
-    def _fill(self, into: Tensor, block: Tensor, lengths: Tensor, images: Tensor, image_lengths: Tensor) -> None:
-        """Write the distances of a block of queries to a piece of the gallery."""
+    def _fill(self, into: Tensor, dots: Tensor, block: Tensor, images: Tensor, lengths: Tensor, piece: slice) -> None:
+        """Write the distances of some queries to a piece of the gallery; `dots` is memory for the product."""
         import torch
 
+        image_lengths = self._gallery_lengths[piece]
+        dots = dots.view(-1)[: into.numel()].view(into.shape)
         with full_precision(self._device.type):
-            if not self.rounded:
-                into.copy_(FORMULAS[self.problem.distance](block @ images.T, lengths, image_lengths))
-                return
-            torch.mm(block, images.T, out=into)
-        for part, length in zip(
-            torch.split(into, 16), torch.split(lengths, 16), strict=True
-        ):  # which stay in the cache
+            torch.mm(block, images.T, out=dots)
+        if not self.rounded:
+            into.copy_(FORMULAS[self.problem.distance](dots, lengths, image_lengths))
+            return
+        for few in (slice(start, start + _ROWS) for start in range(0, len(block), _ROWS)):
             if self.problem.distance == "cosine":
-                part.div_(image_lengths).neg_().add_(1).clamp_min_(0)
+                torch.clamp_min(dots[few].div_(image_lengths).neg_().add_(1), 0, out=into[few])
             else:
-                part.mul_(-2).add_(length[:, None].square() + image_lengths.square()).clamp_min_(0).sqrt_()
+                squares = lengths[few, None].square() + image_lengths.square()
+                torch.sqrt(dots[few].mul_(-2).add_(squares).clamp_min_(0), out=into[few])
 
     def pairs(self, queries: NDArray[Any], images: NDArray[Any]) -> NDArray[np.float32]:
         """Return the exact distance of each query to the gallery image in the same place, by numbers, all (n,)."""

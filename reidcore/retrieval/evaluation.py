@@ -205,7 +205,8 @@ def rank(
         indices[number], nearest[number] = candidates[order], exact[order]
 
     for rows, distances in final.blocks():
-        in_threads(partial(fill, rows.start, distances), range(len(distances)))
+        for _ in in_threads(partial(fill, rows.start, distances), range(len(distances))):
+            pass
         del distances  # before there is another block
     return indices, nearest
 

@@ -5,7 +5,7 @@ q G: queries of one block, and gallery; n: matches of one query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar
@@ -145,15 +145,12 @@ def _packed(
     return (keys << np.uint64(bits)) | np.asarray(images, dtype=np.uint64)
 
 
-def in_threads(function: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
-    """Return the function of each item, by as many threads as torch uses; large operations of numpy let them run."""
+def in_threads(function: Callable[[Item], T], items: Sequence[Item]) -> Iterator[T]:
+    """Yield the function of each item, by as many threads as torch uses; large operations of numpy let them run."""
     import torch
 
-    threads = min(torch.get_num_threads(), len(items))
-    if threads < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        yield from pool.map(function, items)
 
 
 def check_distances(rows: slice, distances: NDArray[np.float32]) -> None:
