@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reidcore.builtin.metrics import CMC, MAP, MINP, reidcore_metrics
-from reidcore.builtin.modules.metrics import average_precision, first_rank, inverse_negative_penalty
+from reidcore.builtin.modules.metrics import average_precisions, first_ranks, inverse_negative_penalties
 from reidcore.errors import ContractError, DataError
 from reidcore.retrieval import Features, Problem, evaluate
 from reidcore.retrieval.postprocess import Final
 
 
 def test_values_by_hand() -> None:
-    # Matches at places 2, 3 and 6: precisions 1/2, 2/3, 3/6.
-    ranks = np.array([1, 2, 5])
-    assert first_rank(ranks) == 2
-    assert average_precision(ranks) == pytest.approx((1 / 2 + 2 / 3 + 3 / 6) / 3, abs=1e-15)
-    assert inverse_negative_penalty(ranks) == 3 / 6
+    # One query with matches at places 2, 3 and 6: precisions 1/2, 2/3, 3/6; and one with a match at place 4.
+    ranks = np.array([1, 2, 5, 3]), np.array([3, 1])
+    assert first_ranks(*ranks).tolist() == [2, 4]
+    assert average_precisions(*ranks) == pytest.approx([(1 / 2 + 2 / 3 + 3 / 6) / 3, 1 / 4], abs=1e-15)
+    assert inverse_negative_penalties(*ranks).tolist() == [3 / 6, 1 / 4]
 
 
 def problem() -> Problem:

@@ -11,7 +11,7 @@ Q G: queries and gallery; q: queries of one block; D: dimension of the embedding
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -101,12 +101,14 @@ class Distances:
             rows = slice(start, min(start + height, count))
             block = self._load(query, rows)
             lengths = block.norm(dim=1)
-            if self.rounded and self.problem.distance == "cosine":
+            if self._directions:
                 block = block / lengths[:, None]
             distances = torch.empty(len(block), total, device=self._device)
             dots = torch.empty(side, side, dtype=block.dtype, device=self._device)
             for number, piece in enumerate(pieces):
                 images = self._load(gallery, piece) if on_cpu else kept[number]
+                if self._directions:
+                    images = images / self._gallery_lengths[piece, None]
                 for part in (slice(first, first + side) for first in range(0, len(block), side)):
                     self._fill(distances[part, piece], dots, block[part], images, lengths[part], piece)
             yield rows, distances
@@ -125,7 +127,7 @@ class Distances:
             return
         for few in (slice(start, start + _ROWS) for start in range(0, len(block), _ROWS)):
             if self.problem.distance == "cosine":
-                torch.clamp_min(dots[few].div_(image_lengths).neg_().add_(1), 0, out=into[few])
+                torch.add(dots[few].neg_(), 1, out=into[few])
             else:
                 squares = lengths[few, None].square() + image_lengths.square()
                 torch.sqrt(dots[few].mul_(-2).add_(squares).clamp_min_(0), out=into[few])
@@ -144,9 +146,9 @@ class Distances:
             found[some] = formula(dots[:, None], squares.sqrt_(), others.sqrt_()[:, None])[:, 0].numpy()
         return found
 
-    def exact_rows(self, queries: Sequence[int]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    def exact_rows(self, queries: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """Yield blocks of the exact distances, of some queries, with their place among these."""
-        some = evolve(self.problem, query=self.problem.query.take(np.asarray(queries)))
+        some = evolve(self.problem, query=self.problem.query.take(queries))
         only = Distances(some, True, self.block_bytes)
         for rows, distances in only.blocks():
             yield rows, distances.cpu().numpy()
@@ -166,6 +168,11 @@ class Distances:
         margin = roundings * (self._query_lengths[queries] ** 2 + float(self._gallery_lengths.max()) ** 2)
         squares = np.square(distances, dtype=np.float64)
         return np.sqrt(np.maximum(squares - margin, 0)), np.sqrt(squares + margin)
+
+    @property
+    def _directions(self) -> bool:
+        """Whether products are of embeddings of length 1; exact ones are divided afterwards, and once."""
+        return self.rounded and self.problem.distance == "cosine"
 
     @cached_property
     def _device(self) -> Any:

@@ -14,6 +14,7 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from reidcore.errors import ReidError
+from reidcore.retrieval.pairs import Pairs
 from reidcore.retrieval.protocol import (
     BY_CAMERA,
     CROSS_CAMERA,
@@ -79,39 +80,36 @@ class Problem:
         """Return the ranking of the queries in `rows` by their (q, G) distances, with its matches and junk."""
         from reidcore.retrieval.ranking import RankingBlock
 
-        pairs = [self._judge(row) for row in range(rows.start, rows.stop)]
-        return RankingBlock(rows, distances, [match for match, _ in pairs], [junk for _, junk in pairs], rounded)
-
-    def _judge(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the gallery numbers of a query's matches and of its junk, both ascending."""
         order, ordered = self._by_identity
-        wanted = self.query.identities[row]
-        first, last = np.searchsorted(ordered, [wanted, wanted + 1]) if wanted != UNKNOWN else (0, 0)
-        same = order[first:last]
+        same = Pairs.of_equal(self.query.identities[rows], order, ordered, but=UNKNOWN)
         if self.protocol in BY_CAMERA:
-            near = self.gallery.cameras[same] == self.query.cameras[row]
+            near = self.query.cameras[rows][same.rows] == self.gallery.cameras[same.images]
+            matches, junk = same.where(~near), same.where(near)
+        elif self._images is None:
+            matches, junk = same, same.where(np.zeros(len(same.rows), dtype=bool))
         else:
-            near = np.isin(same, self._own_images(row))
-        matches, junk = same[~near], same[near]
-        if self.protocol not in BY_CAMERA:
-            junk = self._own_images(row)
-        return (matches, junk) if self.draw is None else self._draw(row, matches, junk)
+            numbers, gallery_numbers, order = self._images
+            matches = same.where(numbers[rows][same.rows] != gallery_numbers[same.images])
+            junk = Pairs.of_equal(numbers[rows], order, gallery_numbers[order])
+        if self.draw is not None:
+            matches, junk = self._drawn(rows, matches, junk)
+        return RankingBlock(rows, distances, matches, junk, rounded)
 
-    def _draw(
-        self, row: int, matches: NDArray[np.int64], junk: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Leave one image of each identity in the query's gallery, and all those of unknown identity."""
+    def _drawn(self, rows: slice, matches: Pairs, junk: Pairs) -> tuple[Pairs, Pairs]:
+        """Leave one image of each identity in each query's gallery, and all those of unknown identity."""
         order, ordered = self._by_identity
-        assert self.draw is not None
-        lots = np.random.default_rng([*self.draw, row]).random(len(order))
-        lots[junk] = 1  # beyond all others
-        lots = lots[order]
         starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))
-        lowest = np.repeat(np.minimum.reduceat(lots, starts), np.diff(starts, append=len(order)))
-        left = np.zeros(len(order), dtype=bool)
-        left[order] = (lots == lowest) | (ordered == UNKNOWN)
-        left[junk] = False
-        return matches[left[matches]], np.flatnonzero(~left)
+        sizes = np.diff(starts, append=len(order))
+        out = np.ones((junk.count, len(order)), dtype=bool)
+        assert self.draw is not None
+        for row in range(junk.count):
+            left_out = junk.images[junk.starts[row] : junk.starts[row + 1]]
+            lots = np.random.default_rng([*self.draw, rows.start + row]).random(len(order))
+            lots[left_out] = 1  # beyond all others
+            lots = lots[order]
+            out[row, order] = (lots > np.repeat(np.minimum.reduceat(lots, starts), sizes)) & (ordered != UNKNOWN)
+            out[row, left_out] = True
+        return matches.where(~out[matches.rows, matches.images]), Pairs(junk.count, *np.nonzero(out))
 
     @cached_property
     def _by_identity(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -119,20 +117,11 @@ class Problem:
         order = np.argsort(self.gallery.identities, kind="stable")
         return order, self.gallery.identities[order]
 
-    def _own_images(self, row: int) -> NDArray[np.int64]:
-        """Return the gallery's numbers of the image that a query is, if it is there and paths tell."""
-        if self._images is None:
-            return np.empty(0, dtype=np.int64)
-        numbers, order, ordered = self._images
-        return order[slice(*np.searchsorted(ordered, [numbers[row], numbers[row] + 1]))]
-
     @cached_property
     def _images(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
+        """The numbers of the queries' and the gallery's images, equal paths alike, and the gallery's by these."""
         numbers = image_numbers(self.query.paths, self.gallery.paths)
-        if numbers is None:
-            return None
-        order = np.argsort(numbers[1], kind="stable")
-        return numbers[0], order, numbers[1][order]
+        return None if numbers is None else (*numbers, np.argsort(numbers[1], kind="stable"))
 
     def coverage(self) -> Coverage:
         """Count the queries that have a match, and why the others have none."""

@@ -5,7 +5,7 @@ q G: queries of one block, and gallery; n: matches of one query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from reidcore.errors import ReidError
 from reidcore.retrieval.distance import Distances
+from reidcore.retrieval.pairs import Pairs
 
 Item = TypeVar("Item")
 T = TypeVar("T")
@@ -31,25 +32,25 @@ CROWDED = 100, 1 / 64
 class RankingBlock:
     """The ranked gallery of the queries in `rows`; see `Problem.block`.
 
-    distances: (q, G) float32; match_images, junk_images: for each query the numbers of its matches and its junk in the
-    gallery, ascending, none in both; rounded: where the distances come from, if they are not exact.
+    distances: (q, G) float32; match_pairs, junk_pairs: each query's matches and its junk, none in both; rounded: where
+    the distances come from, if they are not exact.
     """
 
     rows: slice
     distances: NDArray[np.float32]
-    match_images: Sequence[NDArray[np.int64]]
-    junk_images: Sequence[NDArray[np.int64]]
+    match_pairs: Pairs
+    junk_pairs: Pairs
     rounded: Distances | None = None
 
     @property
     def matches(self) -> NDArray[np.bool_]:
         """(q, G) whether an image is a match of the query."""
-        return self._mask(self.match_images)
+        return self._mask(self.match_pairs)
 
     @property
     def junk(self) -> NDArray[np.bool_]:
         """(q, G) whether an image is left out of the query's ranking."""
-        return self._mask(self.junk_images)
+        return self._mask(self.junk_pairs)
 
     @cached_property
     def ranks(self) -> list[NDArray[np.int64]]:
@@ -62,25 +63,25 @@ class RankingBlock:
         # a row, a distance and an image go into 64 bits, and what is worked on into the cache
         step = min(max(1, CHUNK // total), 2 ** (32 - total.bit_length()))
         chunks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
-        ranks = [found for chunk in in_threads(self._ranks, chunks) for found in chunk]
-        crowded = [query for query, found in enumerate(ranks) if found is None]
-        if self.rounded and crowded:
-            for rows, distances in self.rounded.exact_rows([self.rows.start + query for query in crowded]):
-                some = crowded[rows]
-                matches, junk = ([images[query] for query in some] for images in (self.match_images, self.junk_images))
-                exact = RankingBlock(slice(0, len(some)), distances, matches, junk).ranks
-                for query, found in zip(some, exact, strict=True):
-                    ranks[query] = found
-        return ranks  # type: ignore[return-value]
+        ranks, crowded = (np.concatenate(parts) for parts in zip(*in_threads(self._ranks, chunks), strict=True))
+        found = np.split(ranks, self.match_pairs.starts[1:-1])
+        again = np.flatnonzero(crowded)
+        if self.rounded and len(again):
+            for rows, distances in self.rounded.exact_rows(self.rows.start + again):
+                some = again[rows]
+                pairs = self.match_pairs.take(some), self.junk_pairs.take(some)
+                for query, exact in zip(some, RankingBlock(rows, distances, *pairs).ranks, strict=True):
+                    found[query] = exact
+        return found
 
-    def _ranks(self, queries: slice) -> list[NDArray[np.int64] | None]:
-        """Rank the matches of some queries; None where too many pairs are too close to call.
+    def _ranks(self, queries: slice) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Rank the matches of some queries: (n,) query by query; and of which too many pairs are too close to call.
 
         Of the gallery only what may be nearer than a query's last match is sorted, for all queries at once.
         """
         distances = self.distances[queries]
         count, total = distances.shape
-        rows, matches = flat(self.match_images[queries])
+        rows, matches = self.match_pairs.part(queries)
         positives = distances[rows, matches]
         low = high = positives
         if self.rounded:
@@ -88,10 +89,12 @@ class RankingBlock:
         last = np.full(count, -np.inf, dtype=np.float32)
         np.maximum.at(last, rows, high)
         near = distances <= last[:, None]
-        near[rows, matches] = near[flat(self.junk_images[queries])] = False
-        row, image = np.divmod(np.flatnonzero(near), total)
+        near[rows, matches] = near[self.junk_pairs.part(queries)] = False
+        places = np.flatnonzero(near)
+        row = np.repeat(np.arange(count), np.count_nonzero(near, axis=1))
         bits = total.bit_length()
-        rivals = np.sort(_packed(row, distances[row, image], image, bits))
+        rivals = _packed(row, distances.reshape(-1)[places], places - row * total, bits)
+        rivals.sort()
         upto = np.searchsorted(rivals, _packed(rows, high, total, bits), side="right")
         nearer = upto - np.searchsorted(rivals, rows.astype(np.uint64) << np.uint64(32 + bits))
         crowded = np.zeros(count, dtype=bool)
@@ -106,29 +109,13 @@ class RankingBlock:
             ours = self.rounded.pairs(number, matches[unsure])
             theirs = self.rounded.pairs(number[which], (close & np.uint64(2**bits - 1)).astype(np.int64))
             nearer[unsure] -= np.bincount(which[theirs > ours[which]], minlength=len(unsure))
-        ends = np.cumsum(np.bincount(rows, minlength=count))
-        nearer = (
-            nearer[np.lexsort((nearer, rows))]
-            + np.arange(len(rows))
-            - np.repeat(np.concatenate([[0], ends[:-1]]), np.diff(ends, prepend=0))
-        )
-        starts = [0, *ends[:-1].tolist()]
-        return [
-            None if skip else nearer[start:end]
-            for start, end, skip in zip(starts, ends.tolist(), crowded.tolist(), strict=True)
-        ]
+        starts = self.match_pairs.starts[queries.start : queries.stop] - self.match_pairs.starts[queries.start]
+        return nearer[np.lexsort((nearer, rows))] + np.arange(len(rows)) - starts[rows], crowded
 
-    def _mask(self, images: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
+    def _mask(self, pairs: Pairs) -> NDArray[np.bool_]:
         mask = np.zeros(self.distances.shape, dtype=bool)
-        for row, numbers in zip(mask, images, strict=True):
-            row[numbers] = True
+        mask[pairs.rows, pairs.images] = True
         return mask
-
-
-def flat(images: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the query, counted from 0, and the image of all pairs of some queries and their images."""
-    rows = np.repeat(np.arange(len(images)), [len(numbers) for numbers in images])
-    return rows, np.concatenate(images)
 
 
 def _packed(
@@ -145,7 +132,7 @@ def _packed(
     return (keys << np.uint64(bits)) | np.asarray(images, dtype=np.uint64)
 
 
-def in_threads(function: Callable[[Item], T], items: Sequence[Item]) -> Iterator[T]:
+def in_threads(function: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T]:
     """Yield the function of each item, by as many threads as torch uses; large operations of numpy let them run."""
     import torch
 

@@ -23,8 +23,9 @@ class QueryMetric:
 
     per_query: ClassVar[str]
 
-    def value(self, ranks: NDArray[np.int64]) -> float:
-        """Return the value of a query whose matches have these ranks, (n,) ascending."""
+    def values(self, ranks: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the value of each query, (q,), of the ranks of its matches: (n,) those of one query after the other,
+        ascending; sizes: (q,) how many each has, at least one."""
         raise NotImplementedError
 
     def shares(self, values: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
@@ -54,7 +55,10 @@ class QueryTally:
 
     def update(self, block: RankingBlock) -> None:
         """Take in one block of ranked queries."""
-        self.values[block.rows] = [self.metric.value(ranks) if len(ranks) else np.nan for ranks in block.ranks]
+        sizes = np.array([len(ranks) for ranks in block.ranks])
+        if sizes.any():
+            places = block.rows.start + np.flatnonzero(sizes)
+            self.values[places] = self.metric.values(np.concatenate(block.ranks), sizes[sizes > 0])
 
     def merge(self, other: QueryTally) -> None:
         """Take in the values that another process has for other queries."""
@@ -94,9 +98,9 @@ class CumulativeMatching(QueryMetric):
     def __init__(self, ranks: Sequence[int] = (1, 5, 10), name: str = "rank") -> None:
         self.ranks, self.name = tuple(ranks), name
 
-    def value(self, ranks: NDArray[np.int64]) -> float:
-        """Return the place of the first match."""
-        return first_rank(ranks)
+    def values(self, ranks: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the place of the first match of each query."""
+        return first_ranks(ranks, sizes)
 
     def shares(self, values: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
         """Return for each k whether the first match is within it."""
@@ -108,9 +112,9 @@ class MeanAveragePrecision(QueryMetric):
 
     per_query = "AP"
 
-    def value(self, ranks: NDArray[np.int64]) -> float:
-        """Return the average precision."""
-        return average_precision(ranks)
+    def values(self, ranks: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the average precision of each query."""
+        return average_precisions(ranks, sizes)
 
     def shares(self, values: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
         """Return the values themselves."""
@@ -125,25 +129,29 @@ class MeanInverseNegativePenalty(QueryMetric):
 
     per_query = "INP"
 
-    def value(self, ranks: NDArray[np.int64]) -> float:
-        """Return the inverse negative penalty."""
-        return inverse_negative_penalty(ranks)
+    def values(self, ranks: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the inverse negative penalty of each query."""
+        return inverse_negative_penalties(ranks, sizes)
 
     def shares(self, values: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
         """Return the values themselves."""
         return {"mINP": values}
 
 
-def first_rank(ranks: NDArray[np.int64]) -> float:
-    """The place of the first match, counted from 1. ranks: (n,) ascending."""
-    return float(ranks[0] + 1)
+def first_ranks(ranks: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The place of each query's first match, counted from 1: (q,). ranks, sizes: see `QueryMetric.values`."""
+    places: NDArray[np.float64] = ranks[np.cumsum(sizes) - sizes] + 1.0
+    return places
 
 
-def average_precision(ranks: NDArray[np.int64]) -> float:
-    """The mean over the matches of the precision of the ranking down to each. ranks: (n,) ascending."""
-    return float((np.arange(1, len(ranks) + 1) / (ranks + 1)).sum() / len(ranks))
+def average_precisions(ranks: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The mean over each query's matches of the precision of the ranking down to each: (q,)."""
+    starts = np.cumsum(sizes) - sizes
+    found = np.arange(1, len(ranks) + 1) - np.repeat(starts, sizes)
+    means: NDArray[np.float64] = np.add.reduceat(found / (ranks + 1), starts) / sizes
+    return means
 
 
-def inverse_negative_penalty(ranks: NDArray[np.int64]) -> float:
-    """The precision of the ranking down to the last match. ranks: (n,) ascending."""
-    return float(len(ranks) / (ranks[-1] + 1))
+def inverse_negative_penalties(ranks: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The precision of the ranking down to each query's last match: (q,)."""
+    return sizes / (ranks[np.cumsum(sizes) - 1] + 1)

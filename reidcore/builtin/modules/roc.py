@@ -16,7 +16,7 @@ from reidcore.errors import DataError
 from reidcore.retrieval import Problem, RankingBlock
 from reidcore.retrieval.bootstrap import Sums
 from reidcore.retrieval.distance import SMALL
-from reidcore.retrieval.ranking import flat, in_threads
+from reidcore.retrieval.ranking import in_threads
 from reidcore.retrieval.roc import COARSE_BINS, FAR, FINE_BINS, Curve, Scale, resampled_figures
 
 CHUNK = 2**18
@@ -74,26 +74,24 @@ class Pairs:
 
     def update(self, block: RankingBlock) -> None:
         """Take in the pairs of one block of queries."""
-        covered = np.flatnonzero([len(images) for images in block.match_images])
-        size = max(1, CHUNK // block.distances.shape[1])
-        chunks = [covered[start : start + size] for start in range(0, len(covered), size)]
-        for queries, (counts, coarse) in zip(
-            chunks, in_threads(lambda queries: self._count(block, queries), chunks), strict=True
-        ):
+        count, total = block.distances.shape
+        size = max(1, CHUNK // total)
+        chunks = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        found = in_threads(lambda queries: self._count(block, queries), chunks)
+        for queries, (counts, coarse) in zip(chunks, found, strict=True):
             places = np.searchsorted(self.known, self.identities[block.rows][queries])
             np.add.at(self.coarse, places, coarse)
             if counts is not None:
-                lowest, found = counts
-                self.counts[:, lowest : lowest + found.shape[1]] += found
+                lowest, found_counts = counts
+                self.counts[:, lowest : lowest + found_counts.shape[1]] += found_counts
 
     def _count(
-        self, block: RankingBlock, queries: NDArray[np.int64]
+        self, block: RankingBlock, queries: slice
     ) -> tuple[tuple[int, NDArray[np.int64]] | None, NDArray[np.int64]]:
-        """Count the pairs of some queries, which have a match: finely, from the lowest number on, and coarsely."""
-        distances = np.ascontiguousarray(block.distances[queries])
-        genuine, junk = (
-            flat([images[query] for query in queries]) for images in (block.match_images, block.junk_images)
-        )
+        """Count the pairs of some queries: finely, from the lowest number on, and coarsely."""
+        covered = block.match_pairs.sizes[queries] > 0
+        distances = block.distances[queries]
+        genuine, junk = block.match_pairs.part(queries), block.junk_pairs.part(queries)
         fine = self.scale.fine(distances)
         cells = Scale.coarse(fine)
         cells += (np.arange(len(cells), dtype=np.int32) * COARSE_BINS)[:, None]
@@ -102,16 +100,19 @@ class Pairs:
             for some in (cells, cells[genuine], cells[junk])
         )
         coarse = np.concatenate([ours, every - ours - left_out], axis=1)
+        coarse[~covered] = 0
         if self.exact:
             impostor = np.ones(distances.shape, dtype=bool)
-            impostor[genuine] = impostor[junk] = False
+            impostor[genuine] = impostor[junk] = impostor[~covered] = False
             self.genuine.append(distances[genuine])
             self.impostor.append(distances[impostor])
             return None, coarse
         lowest = int(fine.min())
         fine -= lowest
-        every = np.bincount(fine.ravel())
-        ours, left_out = (np.bincount(fine[pairs], minlength=len(every)) for pairs in (genuine, junk))
+        every = np.bincount((fine if covered.all() else fine[covered]).ravel(), minlength=int(fine.max()) + 1)
+        ours, left_out = (
+            np.bincount(fine[pairs][covered[pairs[0]]], minlength=len(every)) for pairs in (genuine, junk)
+        )
         return (lowest, np.stack([ours, every - ours - left_out])), coarse
 
     def merge(self, other: Pairs) -> None:
