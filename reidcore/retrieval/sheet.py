@@ -26,39 +26,45 @@ def check_sheet(file: Path) -> None:
 
 def draw_sheet(found: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Draw `found`, as `reidcore search --json` prints it. A picture that cannot be read is a grey box that says so."""
-    columns = 1 + max(len(item["hits"]) for item in found)
-    width, height = TILE[0] + _GAP, TILE[1] + 2 * _LINE + 2 * _GAP
-    sheet = Image.new("RGB", (columns * width + 2 * _GAP, len(found) * height + _GAP), "white")
-    for row, item in enumerate(found):
-        top = row * height + _GAP
-        _tile(sheet, (_GAP, top), item["query"], ["query", Path(item["query"]).name])
-        for column, hit in enumerate(item["hits"], start=1):
+    rows = []
+    for item in found:
+        row = [(_picture(item["query"]), ["query", Path(item["query"]).name])]
+        for hit in item["hits"]:
             identity = "identity unknown" if hit["identity"] == UNKNOWN else f"identity {hit['identity']}"
-            captions = [f"{hit['rank']}:  {hit['distance']:.4f}", identity]
-            _tile(sheet, (2 * _GAP + column * width, top), hit["path"], captions)
+            row.append((_picture(hit["path"]), [f"{hit['rank']}:  {hit['distance']:.4f}", identity]))
+        rows.append(row)
+    heights = [max(picture.height for picture, _ in row) for row in rows]
+    width = max(len(row) for row in rows) * (TILE[0] + _GAP) + 2 * _GAP
+    sheet = Image.new("RGB", (width, sum(heights) + len(rows) * (2 * _LINE + 2 * _GAP) + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_SIZE)
+    bottom = 0
+    for row, height in zip(rows, heights, strict=True):
+        bottom += _GAP + height
+        for column, (picture, captions) in enumerate(row):
+            left = _GAP * (1 + (column > 0)) + column * (TILE[0] + _GAP)
+            sheet.paste(picture, (left + (TILE[0] - picture.width) // 2, bottom - picture.height))
+            for line, text in enumerate(captions):
+                draw.text((left, bottom + 2 + line * _LINE), _fit(text, font, TILE[0]), "black", font)
+        bottom += 2 * _LINE + _GAP
     try:
         sheet.save(file)
     except OSError as error:
         raise ReidError(os_message(error, "write", file)) from None
 
 
-def _tile(sheet: Image.Image, at: tuple[int, int], path: str, captions: Sequence[str]) -> None:
-    """Draw one picture, as large as it fits, with two lines below it."""
-    left, top = at
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_SIZE)
+def _picture(path: str) -> Image.Image:
+    """Return the picture, as large as it fits a tile, or a grey box if it cannot be read."""
     try:
         picture = Image.fromarray(read_image(Sample(Path(path))).permute(1, 2, 0).numpy())
     except DataError:
-        draw.rectangle((left, top, left + TILE[0] - 1, top + TILE[1] - 1), fill="lightgrey")
+        box = Image.new("RGB", (TILE[0], TILE[0]), "lightgrey")
+        draw, font = ImageDraw.Draw(box), ImageFont.load_default(_SIZE)
         for line, text in enumerate(("cannot read", Path(path).name)):
-            draw.text((left + 4, top + TILE[1] // 2 + (line - 1) * _LINE), _fit(text, font, TILE[0] - 8), "black", font)
-    else:
-        scale = min(TILE[0] / picture.width, TILE[1] / picture.height)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        corner = (left + (TILE[0] - size[0]) // 2, top + TILE[1] - size[1])  # beside its captions
-        sheet.paste(picture.resize(size, Image.Resampling.BICUBIC), corner)
-    for line, text in enumerate(captions):
-        draw.text((left, top + TILE[1] + 2 + line * _LINE), _fit(text, font, TILE[0]), "black", font)
+            draw.text((4, TILE[0] // 2 + (line - 1) * _LINE), _fit(text, font, TILE[0] - 8), "black", font)
+        return box
+    scale = min(TILE[0] / picture.width, TILE[1] / picture.height)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _fit(text: str, font: Any, width: int) -> str:
