@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ from reidcore.retrieval.evaluation import Result
 from reidcore.retrieval.store import EmbeddingWriter
 from reidcore.types import Sample
 
+_PLACE = re.compile(r"(test\.\d+\.(root|file|pairs)|train\.\d+\.(root|file)|run\.device|input\.workers)=")
 RECIPE, RESULTS, BEFORE = "recipe.toml", "metrics.json", "metrics-before.json"
 
 
@@ -152,7 +154,8 @@ def evaluate_run(
 ) -> dict[str, Result]:
     """Evaluate a finished run's model again, on the tests of its recipe with `KEY=VALUE` overrides.
 
-    Features that the run folder has are not extracted again. Without overrides the results are kept for `compare`.
+    Features that the run folder has are not extracted again. The results are kept for `compare` if the overrides say
+    nothing but where data and device are.
     """
     folder = Path(folder)
     model, loaded = _load(folder, overrides, plugin_files)
@@ -163,8 +166,9 @@ def evaluate_run(
         test.coverage()
     evaluator = _keeping(make_evaluator(loaded.recipe), loaded.recipe, folder)
     results = evaluator(model.to(evaluator.device), data.tests)
-    if not overrides:
+    if all(_PLACE.match(override) for override in overrides):
         save_results(folder, results)
+        _write_metrics(folder / RESULTS, results)
     return results
 
 
@@ -172,7 +176,8 @@ def _keeping(evaluator: Evaluator, recipe: Recipe, folder: Path) -> Evaluator:
     """Return an evaluator that keeps the features of a run's model in its folder, if the recipe says so."""
     if not recipe.evaluation.keep_features:
         return evaluator
-    weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    with (folder / WEIGHTS).open("rb") as stream:
+        weights = hashlib.file_digest(stream, "sha256").hexdigest()
     options = (recipe.input.height, recipe.input.width, recipe.evaluation.flip, str(evaluator.precision))
     made_by = repr((weights, recipe.backbone, recipe.aggregator, recipe.head, options))
     return evolve(evaluator, kept=KeptFeatures(folder / "features", made_by))
@@ -209,8 +214,11 @@ def compare(folders: Sequence[str | Path]) -> dict[str, Comparison]:
     for label in labels:
         first, *others = (results[name][label] for name in names)
         for name, other in zip(names[1:], others, strict=True):
-            if not np.array_equal(first.identities, other.identities):
-                raise RunError(f"test '{label}': {names[0]} and {name} were evaluated on other queries")
+            if first.question != other.question:
+                raise RunError(
+                    f"test '{label}': {names[0]} and {name} were evaluated by another protocol, or on other queries or "
+                    "another gallery, so nothing can be said query by query"
+                )
         comparisons[label] = Comparison(
             {name: results[name][label] for name in names},
             {

@@ -11,7 +11,7 @@ import torch
 from attrs import frozen
 
 from reidcore.checkpoint import load_tensors, save_tensors
-from reidcore.errors import RunError
+from reidcore.errors import DataError, RunError, os_message
 from reidcore.types import Features, Sample
 
 
@@ -55,5 +55,8 @@ def _age(sample: Sample) -> tuple[int, int] | None:
     """Return the size of a file and when it was written."""
     if not isinstance(sample.image, Path):
         return None
-    status = sample.image.stat()
+    try:
+        status = sample.image.stat()
+    except OSError as error:
+        raise DataError(os_message(error, "read", sample.image)) from None
     return status.st_size, status.st_mtime_ns

@@ -89,6 +89,13 @@ def test_a_run_that_is_better_everywhere_is_called_better() -> None:
     assert {d.verdict for d in differences(second, first, theirs, ours, 60).values()} == {"worse"}
 
 
+@pytest.mark.parametrize("identities", [1, 2, 5])
+def test_of_very_few_identities_nothing_is_said(identities: int) -> None:
+    random = np.random.default_rng(0)
+    (first, ours), (second, theirs) = (run(random, random.random(identities), identities) for _ in range(2))
+    assert {d.verdict for d in differences(first, second, ours, theirs, identities).values()} == {"undecided"}
+
+
 def test_a_run_does_not_differ_from_itself() -> None:
     random = np.random.default_rng(0)
     first, ours = run(random, random.random(30), 30)

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
+from attrs import evolve
 
 from reidcore.results import load_results, save_results
 from reidcore.retrieval import Features, evaluate
@@ -59,8 +59,8 @@ def test_a_run_is_compared_with_another(runs, reidcore):
     assert found["runs"] == {str(runs[0]): first, str(runs[1]): second}
     for name, difference in found["differences"][str(runs[1])].items():
         assert difference["difference"] == pytest.approx(second[name] - first[name])
-        assert difference["low"] <= difference["difference"] <= difference["high"]
-        assert difference["verdict"] == "undecided"  # of three identities nothing can be said
+        # of three identities nothing can be said
+        assert (difference["low"], difference["high"], difference["verdict"]) == (None, None, "undecided")
 
 
 def test_what_cannot_be_compared_is_refused(runs, reidcore, tmp_path):
@@ -77,9 +77,8 @@ def test_what_cannot_be_compared_is_refused(runs, reidcore, tmp_path):
     save_results(second, {"other": results["folder"]})
     assert "have no test in common" in reidcore("compare", *runs)[2]
     other = {"folder": load_results(second)["other"]}
-    other["folder"].identities[0] += 1
-    save_results(second, other)
-    assert "were evaluated on other queries" in reidcore("compare", *runs)[2]
+    save_results(second, {"folder": evolve(other["folder"], question="another")})
+    assert "were evaluated by another protocol, or on other queries or another gallery" in reidcore("compare", *runs)[2]
 
 
 def test_features_are_extracted_once(runs, reidcore, monkeypatch):
@@ -137,15 +136,3 @@ def test_a_run_is_evaluated_on_another_data_set(runs, reidcore):
     status, out, err = reidcore("evaluate", runs[0], *more)
     assert status == 0, err
     assert "drawn" in out
-
-
-def test_half_of_the_threads_give_the_same_figures(runs, reidcore):
-    before = torch.get_num_threads()
-    outputs = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            outputs.append(reidcore("evaluate", runs[0])[1])
-    finally:
-        torch.set_num_threads(before)
-    assert outputs[0] == outputs[1]

@@ -31,12 +31,17 @@ for folder, identity in (("bounding_box_train", 1), ("query", 2), ("bounding_box
     + "".join(f"folder/{s}/{n}_a.png,{n[:4]},1,{s}\n" for s, n in (("train", "0001_c1"), ("query", "0002_c2")))
 )
 
+image("faces/Ann/Ann_0001.jpg")
+image("faces/Ann/Ann_0002.jpg")
+(Path(DATA.name) / "pairs.txt").write_text("Ann 1 2\n")
+
 test_core = contract(
     "core",
     options={
         "folder": {"root": f"{DATA.name}/folder"},
         "market1501": {"root": f"{DATA.name}/market"},
         "csv": {"file": f"{DATA.name}/table.csv"},
+        "lfw": {"root": f"{DATA.name}/faces", "pairs": f"{DATA.name}/pairs.txt"},
         "resnet18": {"base": 8, "se": True, "non_local": [0, 1, 1, 0]},
         "resnet34": {"base": 8, "ibn": "a", "stem_pool": "ceil"},
         "resnet50": {"base": 8, "ibn": "b", "non_local": [0, 2, 3, 0]},

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reidcore.builtin.modules.roc as roc_module
 import reidcore.retrieval.distance as distance_module
 from reidcore.retrieval import Features, Problem, evaluate, rank
 from reidcore.retrieval.distance import Distances
@@ -72,7 +73,7 @@ def test_figures_of_float32_blocks_are_those_of_float64(distance: str, offset: f
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_a_collapsed_model_is_judged_as_what_it_is(distance: str) -> None:
-    # All images are at one point, up to a tenth of what float32 can tell: every match is tied with every wrong image.
+    # All images are at one point: every match is tied with every wrong image.
     random = np.random.default_rng(0)
 
     def collapsed(count: int) -> Features:
@@ -92,20 +93,25 @@ def test_a_collapsed_model_is_judged_as_what_it_is(distance: str) -> None:
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("dimension", [1, 3, 64, 512, 2048])
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-@pytest.mark.parametrize("positive", [False, True], ids=["signed", "positive"])
-def test_what_is_allowed_for_rounding_is_enough(dimension: int, distance: str, positive: bool) -> None:
+@pytest.mark.parametrize("kind", ["signed", "positive", "peaked"])
+def test_what_is_allowed_for_rounding_is_enough(dimension: int, distance: str, kind: str) -> None:
     random = np.random.default_rng(dimension)
 
     def images(count: int) -> Features:
         embeddings = random.normal(size=(count, dimension)).astype(np.float32)
-        if positive:  # sums grow to their full size, and with them the roundings
+        if kind == "positive":  # sums grow to their full size, and with them the roundings
             embeddings = np.abs(embeddings)
+        if kind == "peaked":  # the same few products, whose roundings add up in one direction
+            level = np.exp(0.1 * random.normal(size=(count, 1)))
+            embeddings = (np.where(random.random((count, dimension)) < 0.03, 1, 0.7) * level).astype(np.float32)
         return Features(embeddings, np.arange(count), np.zeros(count, int))
 
     distances = Distances(Problem(images(40), images(900), distance=distance))
     ((_, block),) = distances.blocks()
     for row, found in enumerate(block.numpy()):
-        low, high = distances.around(np.full(900, row), found)
+        images = np.random.default_rng(1).permutation(900)[:300]
+        rounding = distances.rounding(block.numpy(), 0, np.full(300, row), images)
+        low, high = distances.around(np.full(900, row), found, rounding)
         truth = distances.pairs(np.full(900, row), np.arange(900))
         # half of the range is one distance's; a sixth is what is usual
         assert (truth >= found - (found - low) / 2).all() and (truth <= found + (high - found) / 2).all()
@@ -159,12 +165,40 @@ def test_embeddings_may_be_half_precision_or_memory_mapped(
     assert dict(evaluate(query, mapped)) == dict(evaluate(query, gallery))
 
 
+@given(
+    seed=st.integers(0, 10**6),
+    distance=st.sampled_from(["cosine", "euclidean"]),
+    copies=st.integers(0, 20),
+    offset=st.sampled_from([0, 20]),
+)
+@settings(max_examples=25, deadline=None)
+def test_every_metric_of_a_large_problem_is_that_of_a_small_one(
+    seed: int, distance: str, copies: int, offset: float
+) -> None:
+    sides = [side(seed + n, count, 16, offset, copies) for n, count in enumerate((25, 150))]
+    for features in sides:
+        features.identities[:7] = -1
+    metrics = ("cmc", "map", "minp", "recall", "roc")
+    with pytest.MonkeyPatch.context() as patch:
+        results = []
+        for small in (2**22, 0):
+            patch.setattr(distance_module, "SMALL", small)
+            patch.setattr(roc_module, "SMALL", small)
+            results.append(dict(evaluate(*sides, distance=distance, metrics=metrics)))
+    roc = {name for name in results[0] if name.startswith(("TAR", "AUC"))}
+    for name in results[0]:
+        # one of some 300 genuine or 3,000 impostor pairs may share its bin with another
+        assert results[1][name] == pytest.approx(results[0][name], abs=0.01 if name in roc else 1e-12), name
+
+
 @pytest.mark.usefixtures("large")
-def test_embeddings_too_long_for_float32_products_are_compared_in_float64() -> None:
+def test_embeddings_too_long_or_short_for_float32_products_are_compared_in_float64() -> None:
     query, gallery = side(3, 20), side(4, 90)
-    scaled = [Features(s.embeddings * np.float32(1e20), s.identities, s.cameras) for s in (query, gallery)]
-    for distance in ("cosine", "euclidean"):
-        assert dict(evaluate(*scaled, distance=distance)) == dict(evaluate(query, gallery, distance=distance))
+    for factor in (1e20, 1e-25):
+        scaled = [Features(s.embeddings * np.float32(factor), s.identities, s.cameras) for s in (query, gallery)]
+        for distance in ("cosine", "euclidean"):
+            expected = dict(evaluate(query, gallery, distance=distance))
+            assert dict(evaluate(*scaled, distance=distance)) == pytest.approx(expected, abs=1e-12), (factor, distance)
 
 
 def test_the_precision_of_a_training_does_not_reach_distances() -> None:

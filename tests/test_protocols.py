@@ -105,6 +105,23 @@ def test_vehicleid_counts_an_image_that_is_on_both_sides_once() -> None:
     assert result.queries == 2 and result["rank1"] == 1
 
 
+def test_the_query_is_not_found_in_the_same_array() -> None:
+    images = line([0, 1, 10, 12], [1, 1, 2, 3])
+    result = evaluate(images, images, distance="euclidean", protocol="all-cameras")
+    assert (result["rank1"], result.covered) == (1, 2)
+    noise = line(np.random.default_rng(0).normal(size=200), np.repeat(np.arange(100), 2))
+    assert evaluate(noise, noise, distance="euclidean", protocol="all-cameras")["rank1"] < 0.1
+
+
+def test_arguments_are_left_alone() -> None:
+    embeddings = np.array([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    images = Features(embeddings, np.array([1, 1, 2]), np.array([0, 0, 1]))
+    gallery = Features(embeddings.copy(), np.array([1, 2, 2]), np.array([1, 1, 1]))
+    for protocol in ("multi-query", "vehicleid", "cross-camera"):
+        evaluate(images, gallery, protocol=protocol)
+    assert embeddings.tolist() == [[3, 0], [0, 2], [1, 1]]
+
+
 def test_in_shop_ignores_cameras() -> None:
     query, gallery = line([0], [1], [0]), line([1, 2], [1, 2], [0, 0])
     result = evaluate(query, gallery, distance="euclidean", metrics=["recall"], protocol="in-shop")

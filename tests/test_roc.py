@@ -106,6 +106,43 @@ def test_counted_in_bins_the_curve_is_within_a_ten_thousandth(
     assert dict(binned) == pytest.approx(dict(exact), rel=0, abs=1e-4)
 
 
+class Shifted:
+    """Post-processor of stage rows that takes 1 from all distances."""
+
+    stage = "rows"
+    needs = ()
+
+    def prepare(self, problem: Problem) -> Any:
+        self.problem = problem
+        return self
+
+    def rows(self, rows: slice, distances: Any) -> Any:
+        return distances - 1
+
+
+@pytest.mark.parametrize("case", ["offset", "outlier", "negative", "copies"])
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_bins_suit_distances_of_any_size(case: str, distance: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, gallery = labelled(1, 100, 20, 0.7), labelled(2, 800, 20, 0.7)
+    for side in (query, gallery):
+        if case == "offset":
+            side.embeddings[:] += 50
+        if case == "copies":
+            side.embeddings[::7] = side.embeddings[0]
+    if case == "outlier":
+        gallery.embeddings[5] *= 1e5
+    more: dict[str, Any] = {"distance": distance, "metrics": ["roc"], "intervals": True}
+    if case == "negative":
+        more["postprocess"] = [Shifted()]
+    exact = evaluate(query, gallery, **more)
+    monkeypatch.setattr(roc_module, "SMALL", 0)
+    binned = evaluate(query, gallery, **more)
+    # a curve of 2,000 genuine pairs has steps of 5e-4: a bin may hold one of them
+    assert dict(binned) == pytest.approx(dict(exact), rel=0, abs=1e-3)
+    for name, (low, high) in binned.intervals.items():
+        assert low - 0.02 <= exact[name] <= high + 0.02, name
+
+
 def test_the_whole_binned_curve_is_within_a_ten_thousandth() -> None:
     random = np.random.default_rng(0)
     genuine = np.clip(random.normal(0.4, 0.15, 20_000), 0, 2).astype(np.float32)
@@ -129,10 +166,10 @@ def test_bins_keep_the_order_and_end_at_their_edges(values: list[float]) -> None
     found = np.sort(np.array(values, np.float32))
     numbers = scale.fine(found)
     assert (np.diff(numbers) >= 0).all() and numbers.min() >= 0 and numbers.max() < FINE_BINS
-    inside = (numbers > 0) & (numbers < FINE_BINS - 1)
+    inside = (np.abs(found) > 2.0**-25) & (np.abs(found) < 32)
     edges = scale.edges(numbers.astype(np.int64))
     assert (found[inside] <= edges[inside]).all()
-    assert (edges[inside] - found[inside] <= found[inside] * 2.0**-16).all()
+    assert (edges[inside] - found[inside] <= np.abs(found[inside]) * 2.0**-16).all()
     assert (Scale.coarse(numbers) < COARSE_BINS).all()
 
 

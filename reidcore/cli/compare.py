@@ -37,8 +37,7 @@ def main(options: Namespace) -> int:
 def _table(label: str, comparison: Comparison) -> Table:
     first, *others = comparison.results
     result = comparison.results[first]
-    identities = len(np.unique(result.identities))
-    title = f"{label}: {result.covered} of {result.queries} queries, {identities} identities"
+    title = f"{label}: {result.covered} of {result.queries} queries, {result.drawn} identities"
     right = ("value", "difference", "interval")
     columns = ("run", "figure", *right, "verdict")
     table = Table(
@@ -54,7 +53,8 @@ def _table(label: str, comparison: Comparison) -> Table:
             difference = comparison.differences[run].get(name)
             cells = ["", "", ""]
             if difference:
-                interval = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
+                known = np.isfinite(difference.low)
+                interval = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}" if known else "unknown"
                 cells = [f"{100 * difference.value:+.1f}", interval, difference.verdict]
             table.add_row(run, name, f"{value:.1%}", *cells)
     return table
@@ -65,7 +65,12 @@ def _plain(comparison: Comparison) -> dict[str, object]:
         "runs": {run: dict(result) for run, result in comparison.results.items()},
         "differences": {
             run: {
-                name: {"difference": it.value, "low": it.low, "high": it.high, "verdict": it.verdict}
+                name: {
+                    "difference": it.value,
+                    "low": it.low if np.isfinite(it.low) else None,
+                    "high": it.high if np.isfinite(it.high) else None,
+                    "verdict": it.verdict,
+                }
                 for name, it in found.items()
             }
             for run, found in comparison.differences.items()

@@ -20,6 +20,9 @@ TOGETHER = 0.97
 """Confidence of the intervals of differences, all at once. Simulated pairs of equal runs (8 to 150 identities) are then
 called different in 2 to 4% of trials; at 0.95 in 4 to 6%, as resampling some tens of identities is not exact."""
 
+FEWEST = 6
+"""Identities below which nothing is said of differences: so few have too often none of what differs among them."""
+
 _NORMAL = 1.959964  # standard deviations on either side that hold 95% of a normal distribution
 _AT_ONCE = 250  # resamples
 
@@ -98,13 +101,15 @@ def differences(
     Both must have been resampled with the same identities, as what is hard for one is mostly hard for the other. The
     intervals hold all at once with a confidence of 97% (by the largest studentised deviation over the figures; Romano
     and Wolf, Exact and Approximate Stepdown Methods for Multiple Hypothesis Testing, 2005), so that of equal runs at
-    most one pair in twenty has any figure that is called different.
+    most one pair in twenty has any figure that is called different. Of fewer than `FEWEST` identities all is undecided.
     """
     names = [name for name in first_resampled if name in second_resampled]
     values = {name: second[name] - first[name] for name in names}
     resampled = {name: second_resampled[name] - first_resampled[name] for name in names}
     errors = {name: float(np.std(resampled[name])) for name in names}
     deviations = [np.abs(resampled[name] - resampled[name].mean()) / errors[name] for name in names if errors[name] > 0]
+    if identities < FEWEST:
+        return {name: Difference(values[name], -np.inf, np.inf) for name in names}
     factor = 0.0
     if deviations:
         factor = _student(float(np.quantile(np.max(deviations, axis=0), TOGETHER)), identities)

@@ -35,7 +35,7 @@ SMALL = 2**22
 _EPS = float(np.finfo(np.float32).eps)
 _ROWS = 32  # of a tile, which stay in the cache from one operation to the next
 _PAIRS = 128  # compared at a time, so that they stay in the cache
-_LONG = 1e15  # a length whose square is far from overflowing in float32
+_LONG = 1e15  # a length whose square is far from overflowing in float32, and its inverse from vanishing
 
 
 def cosine(dots: Tensor, query_lengths: Tensor, gallery_lengths: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class Distances:
     """The distances between the queries and the gallery of a problem.
 
     Blocks are exact where `exact` says so, where the problem is small (at most `SMALL` pairs), and for embeddings too
-    large for float32 products; else they are of float32 precision.
+    long or short for float32 products; else they are of float32 precision.
     """
 
     problem: Problem
@@ -79,7 +79,7 @@ class Distances:
     def rounded(self) -> bool:
         """Whether blocks are of float32 precision only."""
         small = len(self.problem.query) * len(self.problem.gallery) <= SMALL
-        return not (self.exact or small or self.problem.longest > _LONG)
+        return not (self.exact or small or not 1 / _LONG < self.problem.longest < _LONG)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield the queries' rows in order, with their (q, G) float32 distances on the problem's device.
@@ -100,7 +100,7 @@ class Distances:
         for start in range(0, count, height):
             rows = slice(start, min(start + height, count))
             block = self._load(query, rows)
-            lengths = block.norm(dim=1)
+            lengths = _lengths(block).to(block.dtype)
             if self._directions:
                 block = block / lengths[:, None]
             distances = torch.empty(len(block), total, device=self._device)
@@ -153,26 +153,50 @@ class Distances:
         for rows, distances in only.blocks():
             yield rows, distances.cpu().numpy()
 
-    def around(self, queries: NDArray[Any], distances: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def rounding(self, block: NDArray[np.float32], start: int, rows: NDArray[Any], images: NDArray[Any]) -> float:
+        """Return how far distances of a block may be off, in units of `around`: twice what some of its pairs are.
+
+        block: (q, G) of the queries from number `start` on; rows, images: (n,) the pairs to look at.
+        A sum of D products is usually off by sqrt(D) / 6 roundings of its largest part; that much is never gone below.
+        """
+        dimension = self.problem.gallery.embeddings.shape[1]
+        truth = self.pairs(start + rows, images).astype(np.float64)
+        found = block[rows, images].astype(np.float64)
+        if self.problem.distance == "cosine":
+            errors = np.abs(found - truth)
+        else:
+            errors = np.abs(found**2 - truth**2) / np.maximum(self._scale(start + rows), np.finfo(np.float64).tiny)
+        return max(float(np.sqrt(dimension) / 2 + 8) * _EPS / 2, 2 * float(errors.max(initial=0)))
+
+    def around(
+        self, queries: NDArray[Any], distances: NDArray[np.float32], rounding: float
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the range around each distance that rounding may have hidden ties in, of its query's number, all (n,).
 
-        Two distances of a block that are further apart than this are in their exact order. A sum of D float32
-        products is off by about sqrt(D) / 6 roundings of its largest part, and less as libraries sum in parts;
-        sqrt(D) / 2 and a few for what follows are allowed for either.
+        Two distances of a block further apart than this are in their exact order, if either is off by at most
+        `rounding`: of the cosine, or of the squares of the lengths that an euclidean distance is made of.
         """
-        if not self.rounded:
-            return distances, distances
-        roundings = (np.sqrt(self.problem.gallery.embeddings.shape[1]) / 2 + 8) * _EPS
         if self.problem.distance == "cosine":
-            return distances - np.float32(roundings), distances + np.float32(roundings)
-        margin = roundings * (self._query_lengths[queries] ** 2 + float(self._gallery_lengths.max()) ** 2)
+            return distances - np.float32(2 * rounding), distances + np.float32(2 * rounding)
+        margin = 2 * rounding * self._scale(queries)
         squares = np.square(distances, dtype=np.float64)
         return np.sqrt(np.maximum(squares - margin, 0)), np.sqrt(squares + margin)
+
+    def _scale(self, queries: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the largest squares that a query's euclidean distances are differences of, (n,)."""
+        found: NDArray[np.float64] = self._query_lengths[queries] ** 2 + float(self._gallery_lengths.max()) ** 2
+        return found
 
     @property
     def _directions(self) -> bool:
         """Whether products are of embeddings of length 1; exact ones are divided afterwards, and once."""
         return self.rounded and self.problem.distance == "cosine"
+
+    @property
+    def _type(self) -> Any:
+        import torch
+
+        return torch.float32 if self.rounded else torch.float64
 
     @cached_property
     def _device(self) -> Any:
@@ -191,18 +215,18 @@ class Distances:
     @cached_property
     def _gallery_lengths(self) -> Tensor:
         """(G,) on the device, of what `_load` returns."""
-        return self._lengths(self.problem.gallery.embeddings)
+        return self._all_lengths(self.problem.gallery.embeddings).to(self._type)
 
     @cached_property
     def _query_lengths(self) -> NDArray[np.float64]:
-        return self._lengths(self.problem.query.embeddings).double().cpu().numpy()
+        return self._all_lengths(self.problem.query.embeddings).cpu().numpy()
 
-    def _lengths(self, embeddings: Any) -> Tensor:
+    def _all_lengths(self, embeddings: Any) -> Tensor:
         import torch
 
         step = max(1, self.block_bytes // 64 // embeddings.shape[1])
         parts = [slice(start, start + step) for start in range(0, len(embeddings), step)]
-        return torch.cat([self._load(embeddings, part).norm(dim=1) for part in parts])
+        return torch.cat([_lengths(self._load(embeddings, part)) for part in parts])
 
     def _load(self, embeddings: Any, rows: slice) -> Tensor:
         """Return some embeddings on the device, in the type of the products."""
@@ -216,12 +240,34 @@ class Distances:
         return loaded.double()
 
 
+def _lengths(embeddings: Tensor) -> Tensor:
+    """Return the float64 lengths of (n, D) embeddings, which in float32 would be off by more than products are."""
+    import torch
+
+    lengths: Tensor = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64)
+    return lengths
+
+
 @contextmanager
 def full_precision(device: str) -> Iterator[None]:
     """Multiply float32 as float32, whatever a training around it allows (TF32, bfloat16, autocast)."""
     import torch
 
-    before = torch.get_float32_matmul_precision()
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # which refuses to speak for who has set the backends one by one
+        of: Any = torch.backends
+        backends = [of.cuda.matmul, of.mkldnn.matmul]
+        set_by_backend = [backend.fp32_precision for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        try:
+            with torch.autocast(device, enabled=False):
+                yield
+        finally:
+            for backend, precision in zip(backends, set_by_backend, strict=True):
+                backend.fp32_precision = precision
+        return
     torch.set_float32_matmul_precision("highest")
     try:
         with torch.autocast(device, enabled=False):

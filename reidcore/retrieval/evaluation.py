@@ -5,13 +5,14 @@ Q G: queries and gallery.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 
 from reidcore.errors import ContractError, DataError, ReidError
@@ -41,7 +42,8 @@ class Result(Mapping[str, float]):
     intervals: `{figure: (low, high)}`, which hold it with a confidence of 95%, if they were asked for;
     spread: `{figure: standard deviation}` over the repeats of a protocol that draws at random, or over folds;
     resampled: `{figure: (R,)}` that the intervals are made of, by drawing `drawn` identities that have a match;
-    curves: `{name: {name: array}}` for plots, see `reidcore.retrieval.roc.Curve.plots`.
+    curves: `{name: {name: array}}` for plots, see `reidcore.retrieval.roc.Curve.plots`; of repeats, the first one's;
+    question: a hash of the protocol and all labels, equal for results that can be compared query by query.
     """
 
     _figures: Mapping[str, float]
@@ -54,6 +56,7 @@ class Result(Mapping[str, float]):
     resampled: Mapping[str, NDArray[np.float64]] = field(factory=dict, repr=False)
     drawn: int = 0
     curves: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(factory=dict, repr=False)
+    question: str = field(default="", repr=False)
 
     def __getitem__(self, name: str) -> float:
         return self._figures[name]
@@ -102,7 +105,10 @@ def evaluate(
         parts = [PairMetric()]
         judged = [(Trial([problem], problem.query.identities, np.arange(len(query))), [start_pairs(problem)])]
     else:
-        judged = [(trial, states) for trial in trials(problem, seed) for states in _judge(trial, parts, chain)]
+        judged = []
+        for trial in trials(problem, seed):
+            _check_extras(trial.judges[0], chain)
+            judged += [(evolve(trial, judges=()), states) for states in _judge(trial, parts, chain)]
     figures = [_figures(states) for _, states in judged]
     resampled: dict[str, NDArray[np.float64]] = {}
     drawn = 0
@@ -125,7 +131,15 @@ def evaluate(
         resampled,
         drawn,
         {name: curve for state in states for name, curve in getattr(state, "curves", {}).items()},
+        _question(problem, seed),
     )
+
+
+def _question(problem: Problem, seed: int) -> str:
+    found = hashlib.sha256(f"{problem.protocol} {seed}".encode())
+    for side in (problem.query, problem.gallery):
+        found.update(np.stack([side.identities, side.cameras]).tobytes())
+    return found.hexdigest()
 
 
 def _judge(trial: Trial, parts: Sequence[Any], chain: Sequence[Any]) -> list[list[Any]]:
@@ -192,11 +206,11 @@ def rank(
     nearest = np.empty((len(query), k), dtype=np.float32)
     final = Final.of(problem, chain)
 
-    def fill(first: int, distances: NDArray[np.float32], place: int) -> None:
+    def fill(first: int, distances: NDArray[np.float32], rounding: float, place: int) -> None:
         number, row = first + place, distances[place]
         last = np.partition(row, k - 1)[k - 1 :][:1]
         if final.rounded:
-            last = final.rounded.around(np.array([number]), last)[1]
+            last = final.rounded.around(np.array([number]), last, rounding)[1]
         candidates = np.flatnonzero(row <= last)
         exact = row[candidates]
         if final.rounded:
@@ -205,7 +219,11 @@ def rank(
         indices[number], nearest[number] = candidates[order], exact[order]
 
     for rows, distances in final.blocks():
-        for _ in in_threads(partial(fill, rows.start, distances), range(len(distances))):
+        rounding = 0.0
+        if final.rounded:
+            some = np.random.default_rng(0).integers(0, distances.shape, (512, 2))
+            rounding = final.rounded.rounding(distances, rows.start, some[:, 0], some[:, 1])
+        for _ in in_threads(partial(fill, rows.start, distances, rounding), range(len(distances))):
             pass
         del distances  # before there is another block
     return indices, nearest
@@ -213,8 +231,12 @@ def rank(
 
 def _chain(problem: Problem, postprocess: Sequence[Any], catalog: Catalog | None) -> list[Any]:
     chain = [_part("postprocessor", part, "prepare", catalog) for part in postprocess]
-    check_chain(chain, problem.query.extras.keys() & problem.gallery.extras.keys())
+    _check_extras(problem, chain)
     return chain
+
+
+def _check_extras(problem: Problem, chain: Sequence[Any]) -> None:
+    check_chain(chain, problem.query.extras.keys() & problem.gallery.extras.keys())
 
 
 def _catalog_for(parts: Sequence[Any], catalog: Catalog | None) -> Catalog | None:

@@ -105,6 +105,8 @@ def _lengths(points: Tensor) -> Tensor:
 class Neighbours:
     """The k nearest images of each of N images, nearest first; of equally near ones that with the lowest number.
 
+    Where more than `_SPARE` images beyond the k are as near as the k-th, rounding decides which of them are taken.
+
     indices: (N, k) int64; squared: (N, k) float32 squared distances, in units of the points; farthest: (N,)
     float32, the largest squared distance to any image.
     """

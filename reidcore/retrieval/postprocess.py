@@ -80,10 +80,10 @@ class Final:
                     raise ContractError(
                         f"{_name(part)} returned distances of shape {tuple(distances.shape)}; expected {shape}"
                     )
-            if self.parts:
-                check_distances(rows, distances.float().cpu().numpy())
-            yield rows, distances.float().cpu().numpy()
-            del distances  # before there is another block
+            found = distances.float().cpu().numpy()
+            check_distances(rows, found)
+            yield rows, found
+            del distances, found  # before there is another block
 
     @property
     def rounded(self) -> Distances | None:

@@ -120,8 +120,15 @@ class Problem:
     @cached_property
     def _images(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
         """The numbers of the queries' and the gallery's images, equal paths alike, and the gallery's by these."""
-        numbers = image_numbers(self.query.paths, self.gallery.paths)
+        numbers = image_numbers(*self.image_names)
         return None if numbers is None else (*numbers, np.argsort(numbers[1], kind="stable"))
+
+    @property
+    def image_names(self) -> tuple[Sequence[Any] | None, Sequence[Any] | None]:
+        """What tells the images; without paths the same array on both sides does, row by row."""
+        if self.query.embeddings is self.gallery.embeddings:
+            return range(len(self.query)), range(len(self.gallery))
+        return self.query.paths, self.gallery.paths
 
     def coverage(self) -> Coverage:
         """Count the queries that have a match, and why the others have none."""
@@ -132,8 +139,8 @@ class Problem:
             gallery.identities,
             gallery.cameras,
             self.protocol,
-            query_paths=query.paths,
-            gallery_paths=gallery.paths,
+            query_paths=self.image_names[0],
+            gallery_paths=self.image_names[1],
             query_groups=query.groups,
         )
 

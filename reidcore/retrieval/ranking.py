@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 CHUNK = 2**20
 """Pairs that are worked on at a time."""
+
+SAMPLE = 256
+"""Matches, and other pairs, of a block whose exact distances tell how far rounding goes."""
 
 CROWDED = 100, 1 / 64
 """Pairs of a query, and share of the gallery, beyond which its whole row in float64 takes less time than pairs do."""
@@ -63,7 +66,8 @@ class RankingBlock:
         # a row, a distance and an image go into 64 bits, and what is worked on into the cache
         step = min(max(1, CHUNK // total), 2 ** (32 - total.bit_length()))
         chunks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
-        ranks, crowded = (np.concatenate(parts) for parts in zip(*in_threads(self._ranks, chunks), strict=True))
+        work = in_threads(partial(self._ranks, self._rounding()), chunks)
+        ranks, crowded = (np.concatenate(parts) for parts in zip(*work, strict=True))
         found = np.split(ranks, self.match_pairs.starts[1:-1])
         again = np.flatnonzero(crowded)
         if self.rounded and len(again):
@@ -74,7 +78,18 @@ class RankingBlock:
                     found[query] = exact
         return found
 
-    def _ranks(self, queries: slice) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _rounding(self) -> float:
+        """Return how far the distances may be off, from some matches and other images."""
+        if not self.rounded:
+            return 0.0
+        random = np.random.default_rng(0)
+        count, total = self.distances.shape
+        some = random.permutation(len(self.match_pairs.rows))[:SAMPLE]
+        rows = np.concatenate([self.match_pairs.rows[some], random.integers(0, count, SAMPLE)])
+        images = np.concatenate([self.match_pairs.images[some], random.integers(0, total, SAMPLE)])
+        return self.rounded.rounding(self.distances, self.rows.start, rows, images)
+
+    def _ranks(self, rounding: float, queries: slice) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Rank the matches of some queries: (n,) query by query; and of which too many pairs are too close to call.
 
         Of the gallery only what may be nearer than a query's last match is sorted, for all queries at once.
@@ -85,7 +100,7 @@ class RankingBlock:
         positives = distances[rows, matches]
         low = high = positives
         if self.rounded:
-            low, high = self.rounded.around(rows + self.rows.start + queries.start, positives)
+            low, high = self.rounded.around(rows + self.rows.start + queries.start, positives, rounding)
         last = np.full(count, -np.inf, dtype=np.float32)
         np.maximum.at(last, rows, high)
         near = distances <= last[:, None]
@@ -125,7 +140,7 @@ def _packed(
 
     numpy sorts them vectorised, ten times faster than it would sort each row's distances with their images.
     """
-    found = np.asarray(distances, dtype=np.float32).view(np.int32)
+    found = (np.asarray(distances, dtype=np.float32) + np.float32(0)).view(np.int32)  # -0 becomes 0, which it equals
     # negative floats are integers that fall as they rise
     ordered = np.where(found < 0, ~found, found ^ np.int32(-(2**31))).view(np.uint32).astype(np.uint64)
     keys: NDArray[np.uint64] = (rows.astype(np.uint64) << np.uint64(32)) | ordered

@@ -65,6 +65,7 @@ def jaccard(
     data, indices, counts = [], [], [0]
     for rows, shared in shared_weights(encoded, lists):
         shared[np.arange(len(shared)), np.arange(rows.start, rows.stop)] = 1  # but for rounding
+        np.minimum(shared, 1, out=shared)
         row, column = shared.nonzero()
         data.append((1 - similarity(shared[row, column])).astype(np.float32))
         indices.append(column.astype(np.int32))

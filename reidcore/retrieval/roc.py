@@ -19,42 +19,48 @@ FAR = (1e-4, 1e-3, 1e-2)
 _POINTS = 2000
 _BARS = 100
 
-_OCTAVES = 16
-_BELOW = 12  # of the octaves lie below the largest distance that there can be
-_FINE = 17  # bits of steps an octave
-_COARSE = 6
-COARSE_BINS = _OCTAVES << _COARSE
-FINE_BINS = _OCTAVES << _FINE
+_BELOW, _ABOVE = 27, 4  # doublings below and above the largest distance that embeddings have
+_FINE = 17  # bits of steps to a doubling
+_COARSE = 5
+_STEPS = (_BELOW + _ABOVE) << _FINE
+FINE_BINS = 2 * _STEPS
+COARSE_BINS = FINE_BINS >> (_FINE - _COARSE)
 
 
 @frozen
 class Scale:
-    """Numbers distances from 0 on in steps that grow with them: 2^17 to each doubling, from 2^-12 of `largest` on.
+    """Numbers distances in their order, in steps that grow with their size: 2^17 to each doubling.
 
-    The number is cut out of the bits of the float, so it costs next to nothing. Smaller distances have number 0,
-    and those above 16 times the largest one the last.
+    The number is cut out of the bits of the float, so it costs next to nothing. What is smaller than 2^-27 of
+    `largest` counts as 0, and what is larger than 16 times it as that; distances may be negative.
     """
 
     largest: float
 
     def fine(self, distances: NDArray[np.float32]) -> NDArray[np.int32]:
-        """Return the fine numbers of distances, below `FINE_BINS`."""
-        bits = np.maximum(distances.view(np.int32), self._floor)  # negative floats are negative integers
+        """Return the fine numbers of distances, below `FINE_BINS`; that of 0 is in the middle."""
+        bits = distances.view(np.int32) & np.int32(2**31 - 1)
+        np.maximum(bits, self._floor, out=bits)
         bits -= self._floor
         bits >>= 23 - _FINE
-        found: NDArray[np.int32] = np.minimum(bits, FINE_BINS - 1, out=bits)
-        return found
+        np.minimum(bits, _STEPS - 1, out=bits)
+        if distances.size and float(distances.min()) < 0:
+            return np.where(distances < 0, _STEPS - 1 - bits, _STEPS + bits).astype(np.int32)
+        bits += _STEPS
+        return bits
 
     @staticmethod
     def coarse(fine: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the coarse numbers, below `COARSE_BINS`: 64 to each doubling."""
+        """Return the coarse numbers, below `COARSE_BINS`: 32 to each doubling."""
         found: NDArray[np.int32] = fine >> (_FINE - _COARSE)
         return found
 
     def edges(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the largest distance of each fine number."""
-        bits = self._floor + ((numbers.astype(np.int32) + 1) << (23 - _FINE)) - 1
-        return bits.view(np.float32)
+        steps = numbers.astype(np.int64) - _STEPS
+        size = np.where(steps < 0, -steps - 1, steps + 1)  # of the end that is farther up
+        bits = (int(self._floor) + (size << (23 - _FINE)) - (steps >= 0)).astype(np.int32)
+        return np.where(steps < 0, -bits.view(np.float32), bits.view(np.float32))
 
     @property
     def _floor(self) -> np.int32:
@@ -98,7 +104,8 @@ class Curve:
         steps = np.concatenate([np.geomspace(1e-7, 1, _POINTS), np.linspace(0, 1, _POINTS // 4)])
         kept = np.unique(np.concatenate([np.searchsorted(far, steps, side="right") - 1, [0, len(far) - 1]]))
         thresholds = np.concatenate([[-np.inf], self.thresholds.astype(np.float64)])
-        edges = np.linspace(min(0.0, float(self.thresholds[0])), float(self.thresholds[-1]), _BARS + 1)
+        finite = self.thresholds[np.isfinite(self.thresholds)] if np.isfinite(self.thresholds).any() else np.zeros(1)
+        edges = np.linspace(min(0.0, float(finite[0])), float(finite[-1]) or 1.0, _BARS + 1)
         bars = [np.histogram(self.thresholds, edges, weights=side)[0] / side.sum() for side in self._sides]
         return {
             "far": far[kept],

@@ -54,7 +54,7 @@ def _joined(query: Features, distance: str) -> Features:
     """Return one query for the images of each joint one: the mean of their embeddings, of their directions if the
     distance looks at these only."""
     joint = multi_queries(query.identities, query.cameras, query.groups)
-    embeddings = np.asarray(query.embeddings, dtype=np.float64)
+    embeddings = np.array(query.embeddings, dtype=np.float64)
     if distance == "cosine":
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     first = np.unique(joint, return_index=True)[1]
@@ -67,12 +67,14 @@ def _joined(query: Features, distance: str) -> Features:
 def _vehicleid(problem: Problem, seed: int) -> Iterator[Trial]:
     """Draw one image of each known identity as the gallery; the others are the queries."""
     sides = problem.query, problem.gallery
-    kept = distinct(image_numbers(*(side.paths for side in sides)), *map(len, sides))
+    kept = distinct(image_numbers(*problem.image_names), *map(len, sides))
     embeddings, identities, cameras = (
         np.concatenate([getattr(side, name) for side in sides])[kept]
         for name in ("embeddings", "identities", "cameras")
     )
-    images = Features(embeddings, identities, cameras)
+    shared = sides[0].extras.keys() & sides[1].extras.keys()
+    extras = {name: np.concatenate([side.extras[name] for side in sides])[kept] for name in shared}
+    images = Features(embeddings, identities, cameras, extras=extras)
     for repeat in range(REPEATS):
         order = np.random.default_rng([seed, repeat]).permutation(len(images))
         known, first = np.unique(images.identities[order], return_index=True)

@@ -71,5 +71,5 @@ class ReRanked:
         result.mul_(self.weight).add_(1 - self.weight)  # of images that share nothing
         near = np.empty(distances.shape, np.float32)
         for part, shared in shared_weights(self.queries[rows], self.gallery):
-            near[part] = similarity(shared)
+            near[part] = similarity(shared.clip(max=1))  # more is rounding
         return result.sub_(torch.from_numpy(near).to(result.device), alpha=1 - self.weight)

@@ -6,7 +6,7 @@ q Q G: queries of one block, queries, and gallery; I: query identities; R: resam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from attrs import define, field
@@ -22,21 +22,25 @@ from reidcore.retrieval.roc import COARSE_BINS, FAR, FINE_BINS, Curve, Scale, re
 CHUNK = 2**18
 """Pairs that are counted in one go, so that they stay in the cache."""
 
+RUN = 2**20
+"""Numbers that are counted in one array: eight doublings of the distance."""
+
 
 class ReceiverOperatingCharacteristic:
     """TAR at several FAR, and AUC, over the pairs of all queries that have a match; junk is no pair.
 
     Of small problems all distances are kept, and the curve is exact. Of others they are counted in bins so narrow (a
     hundred-thousandth of the distance) that the curve is within 1e-4 of the exact one unless a larger share of the
-    genuine pairs has the same distance to five digits.
+    genuine pairs has the same distance to five digits, or distances are less than a hundred-millionth of the largest
+    that the embeddings could have.
     """
 
     def __init__(self, far: Sequence[float] = FAR) -> None:
         self.far = tuple(far)
 
-    def start(self, problem: Problem) -> Pairs:
+    def start(self, problem: Problem) -> ScoredPairs:
         """Begin to collect the pairs of `problem`."""
-        return Pairs(
+        return ScoredPairs(
             self.far,
             problem.query.identities,
             Scale(2.0 if problem.distance == "cosine" else 2 * problem.longest),
@@ -49,7 +53,7 @@ class ReceiverOperatingCharacteristic:
 
 
 @define(eq=False)
-class Pairs:
+class ScoredPairs:
     """The distances of genuine and of impostor pairs.
 
     genuine, impostor: of small problems, the distances; counts: (2, `FINE_BINS`) of the others, genuine pairs first;
@@ -70,7 +74,7 @@ class Pairs:
     def __attrs_post_init__(self) -> None:
         self.known = np.unique(self.identities)
         self.counts = np.zeros((2, 0 if self.exact else FINE_BINS), dtype=np.int64)
-        self.coarse = np.zeros((len(self.known), 2 * COARSE_BINS), dtype=np.int64)
+        self.coarse = np.zeros((len(self.known), 2 * COARSE_BINS), dtype=np.int32)
 
     def update(self, block: RankingBlock) -> None:
         """Take in the pairs of one block of queries."""
@@ -82,12 +86,13 @@ class Pairs:
             places = np.searchsorted(self.known, self.identities[block.rows][queries])
             np.add.at(self.coarse, places, coarse)
             if counts is not None:
-                lowest, found_counts = counts
-                self.counts[:, lowest : lowest + found_counts.shape[1]] += found_counts
+                lowest, many, few, genuine, left_out = counts
+                self.counts[1, lowest : lowest + len(many)] += many
+                np.add.at(self.counts[1], few, 1)
+                np.add.at(self.counts[0], genuine, 1)
+                np.subtract.at(self.counts[1], np.concatenate([genuine, left_out]), 1)
 
-    def _count(
-        self, block: RankingBlock, queries: slice
-    ) -> tuple[tuple[int, NDArray[np.int64]] | None, NDArray[np.int64]]:
+    def _count(self, block: RankingBlock, queries: slice) -> tuple[tuple[Any, ...] | None, NDArray[np.int64]]:
         """Count the pairs of some queries: finely, from the lowest number on, and coarsely."""
         covered = block.match_pairs.sizes[queries] > 0
         distances = block.distances[queries]
@@ -107,15 +112,10 @@ class Pairs:
             self.genuine.append(distances[genuine])
             self.impostor.append(distances[impostor])
             return None, coarse
-        lowest = int(fine.min())
-        fine -= lowest
-        every = np.bincount((fine if covered.all() else fine[covered]).ravel(), minlength=int(fine.max()) + 1)
-        ours, left_out = (
-            np.bincount(fine[pairs][covered[pairs[0]]], minlength=len(every)) for pairs in (genuine, junk)
-        )
-        return (lowest, np.stack([ours, every - ours - left_out])), coarse
+        junk_numbers = fine[junk][covered[junk[0]]]
+        return (*_counted(fine if covered.all() else fine[covered]), fine[genuine], junk_numbers), coarse
 
-    def merge(self, other: Pairs) -> None:
+    def merge(self, other: ScoredPairs) -> None:
         """Take in the pairs that another process has of other queries."""
         self.genuine += other.genuine
         self.impostor += other.impostor
@@ -149,3 +149,15 @@ class Pairs:
             if not pairs.sum():
                 raise DataError(f"roc: there is no {what} pair of a query and a gallery image, so it has no figure")
         return curve
+
+
+def _counted(fine: NDArray[np.int32]) -> tuple[int, NDArray[np.int64], NDArray[np.int32]]:
+    """Count numbers: the first of a run of counts, these, and what lies too far below to be in the run."""
+    if not fine.size:
+        return 0, np.zeros(0, np.int64), np.zeros(0, np.int32)
+    low, high = int(fine.min()), int(fine.max())
+    if high - low <= RUN:
+        return low, np.bincount(fine.ravel() - low), np.zeros(0, np.int32)
+    first = high - RUN
+    below = fine < first
+    return first, np.bincount(fine[~below] - first), fine[below]
