@@ -34,6 +34,7 @@ SMALL = 2**22
 
 _EPS = float(np.finfo(np.float32).eps)
 _ROWS = 32  # of a tile, which stay in the cache from one operation to the next
+_NUMBERS = 2**16
 _PAIRS = 128  # compared at a time, so that they stay in the cache
 _LONG = 1e15  # a length whose square is far from overflowing in float32, and its inverse from vanishing
 
@@ -244,8 +245,8 @@ def _lengths(embeddings: Tensor) -> Tensor:
     """Return the float64 lengths of (n, D) embeddings, which in float32 would be off by more than products are."""
     import torch
 
-    lengths: Tensor = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float64)
-    return lengths
+    few = torch.split(embeddings, max(1, _NUMBERS // embeddings.shape[1]))  # whose float64 copies stay in the cache
+    return torch.cat([torch.linalg.vector_norm(some, dim=1, dtype=torch.float64) for some in few])
 
 
 @contextmanager

@@ -7,8 +7,8 @@ not in the gallery (Zheng et al., Scalable Person Re-identification: A Benchmark
 cross-camera         a match comes from another camera (Market-1501, DukeMTMC, MSMT17)
 multi-query          cross-camera with one query an identity and camera: the mean of its images (Zheng et al. 2015)
 single-gallery-shot  cross-camera with one random gallery image an identity (Li et al., DeepReID, CVPR 2014: CUHK03)
-all-cameras          cameras play no role; the query's own image is junk (CUB, Cars, Stanford Online Products): that of the
-                     same path, or of the same row if both sides are the same array
+all-cameras          cameras play no role; the query's own image is junk: that of the same path, or of the same row if
+                     both sides are the same array (CUB, Cars, Stanford Online Products)
 in-shop              the same by its name in the literature (Liu et al., DeepFashion, CVPR 2016)
 vehicleid            of all images one an identity, at random, is the gallery, the others are the queries; cameras play
                      no role (Liu et al., Deep Relative Distance Learning, CVPR 2016)

@@ -39,15 +39,12 @@ class Scale:
 
     def fine(self, distances: NDArray[np.float32]) -> NDArray[np.int32]:
         """Return the fine numbers of distances, below `FINE_BINS`; that of 0 is in the middle."""
-        bits = distances.view(np.int32) & np.int32(2**31 - 1)
-        np.maximum(bits, self._floor, out=bits)
-        bits -= self._floor
+        negative = bool(distances.size) and float(distances.min()) < 0
+        bits = np.maximum((np.abs(distances) if negative else distances).view(np.int32), self._floor)
+        bits -= self._floor - np.int32(_STEPS << (23 - _FINE))
         bits >>= 23 - _FINE
-        np.minimum(bits, _STEPS - 1, out=bits)
-        if distances.size and float(distances.min()) < 0:
-            return np.where(distances < 0, _STEPS - 1 - bits, _STEPS + bits).astype(np.int32)
-        bits += _STEPS
-        return bits
+        np.minimum(bits, FINE_BINS - 1, out=bits)
+        return np.where(distances < 0, FINE_BINS - 1 - bits, bits).astype(np.int32) if negative else bits
 
     @staticmethod
     def coarse(fine: NDArray[np.int32]) -> NDArray[np.int32]:

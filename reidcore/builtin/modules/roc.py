@@ -84,7 +84,8 @@ class ScoredPairs:
         found = in_threads(lambda queries: self._count(block, queries), chunks)
         for queries, (counts, coarse) in zip(chunks, found, strict=True):
             places = np.searchsorted(self.known, self.identities[block.rows][queries])
-            np.add.at(self.coarse, places, coarse)
+            for place, row in zip(places, coarse, strict=True):  # many times faster than numpy.add.at
+                self.coarse[place] += row
             if counts is not None:
                 lowest, many, few, genuine, left_out = counts
                 self.counts[1, lowest : lowest + len(many)] += many
@@ -92,7 +93,7 @@ class ScoredPairs:
                 np.add.at(self.counts[0], genuine, 1)
                 np.subtract.at(self.counts[1], np.concatenate([genuine, left_out]), 1)
 
-    def _count(self, block: RankingBlock, queries: slice) -> tuple[tuple[Any, ...] | None, NDArray[np.int64]]:
+    def _count(self, block: RankingBlock, queries: slice) -> tuple[tuple[Any, ...] | None, NDArray[np.int32]]:
         """Count the pairs of some queries: finely, from the lowest number on, and coarsely."""
         covered = block.match_pairs.sizes[queries] > 0
         distances = block.distances[queries]
@@ -104,7 +105,7 @@ class ScoredPairs:
             np.bincount(some.ravel(), minlength=len(cells) * COARSE_BINS).reshape(len(cells), COARSE_BINS)
             for some in (cells, cells[genuine], cells[junk])
         )
-        coarse = np.concatenate([ours, every - ours - left_out], axis=1)
+        coarse = np.concatenate([ours, every - ours - left_out], axis=1).astype(np.int32)
         coarse[~covered] = 0
         if self.exact:
             impostor = np.ones(distances.shape, dtype=bool)
