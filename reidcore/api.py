@@ -139,7 +139,7 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
             model = fit(run_, resume)
         save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": data.classes})
         epoch = run_.best_epoch or run_.epoch
-        results = done.get(epoch) or _evaluate(run_, _keeping(evaluator, recipe, folder), model, data.tests, epoch)
+        results = done.get(epoch) or _evaluate(run_, _keeping(evaluator, loaded, folder), model, data.tests, epoch)
         for position, exporter in enumerate(exporters):
             _export(loaded, position, exporter, model, data.train.samples, folder)
         save_results(folder, results)
@@ -164,7 +164,7 @@ def evaluate_run(
         raise RunError(f"the recipe of {folder} has no [[test]] table; add --set test.0.name=NAME and its options")
     for test in data.tests:
         test.coverage()
-    evaluator = _keeping(make_evaluator(loaded.recipe), loaded.recipe, folder)
+    evaluator = _keeping(make_evaluator(loaded.recipe), loaded, folder)
     results = evaluator(model.to(evaluator.device), data.tests)
     if all(_PLACE.match(override) for override in overrides):
         save_results(folder, results)
@@ -172,14 +172,15 @@ def evaluate_run(
     return results
 
 
-def _keeping(evaluator: Evaluator, recipe: Recipe, folder: Path) -> Evaluator:
+def _keeping(evaluator: Evaluator, loaded: Loaded, folder: Path) -> Evaluator:
     """Return an evaluator that keeps the features of a run's model in its folder, if the recipe says so."""
+    recipe = loaded.recipe
     if not recipe.evaluation.keep_features:
         return evaluator
     with (folder / WEIGHTS).open("rb") as stream:
         weights = hashlib.file_digest(stream, "sha256").hexdigest()
     options = (recipe.input.height, recipe.input.width, recipe.evaluation.flip, str(evaluator.precision))
-    made_by = repr((weights, recipe.backbone, recipe.aggregator, recipe.head, options))
+    made_by = repr((weights, recipe.backbone, recipe.aggregator, recipe.head, options, versions(loaded)))
     return evolve(evaluator, kept=KeptFeatures(folder / "features", made_by))
 
 
