@@ -34,7 +34,7 @@ SMALL = 2**22
 
 _EPS = float(np.finfo(np.float32).eps)
 _ROWS = 32  # of a tile, which stay in the cache from one operation to the next
-_NUMBERS = 2**16
+_NUMBERS = 2**16  # of embeddings whose lengths are taken at a time
 _PAIRS = 128  # compared at a time, so that they stay in the cache
 _LONG = 1e15  # a length whose square is far from overflowing in float32, and its inverse from vanishing
 
@@ -158,7 +158,8 @@ class Distances:
         """Return how far distances of a block may be off, in units of `around`: twice what some of its pairs are.
 
         block: (q, G) of the queries from number `start` on; rows, images: (n,) the pairs to look at.
-        A sum of D products is usually off by sqrt(D) / 6 roundings of its largest part; that much is never gone below.
+        A sum of D products is usually off by sqrt(D) / 6 roundings of its largest part; sqrt(D) / 2 + 8 is the least that
+        is returned.
         """
         dimension = self.problem.gallery.embeddings.shape[1]
         truth = self.pairs(start + rows, images).astype(np.float64)

@@ -68,7 +68,7 @@ class ScoredPairs:
     impostor: list[NDArray[np.float32]] = field(factory=list)
     known: NDArray[np.int64] = field(init=False)
     counts: NDArray[np.int64] = field(init=False)
-    coarse: NDArray[np.int64] = field(init=False)
+    coarse: NDArray[np.int32] = field(init=False)
     per_query: ClassVar[Mapping[str, NDArray[np.float64]]] = {}
 
     def __attrs_post_init__(self) -> None:
