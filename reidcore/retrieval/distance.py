@@ -158,8 +158,8 @@ class Distances:
         """Return how far distances of a block may be off, in units of `around`: twice what some of its pairs are.
 
         block: (q, G) of the queries from number `start` on; rows, images: (n,) the pairs to look at.
-        A sum of D products is usually off by sqrt(D) / 6 roundings of its largest part; sqrt(D) / 2 + 8 is the least that
-        is returned.
+        A sum of D products is usually off by sqrt(D) / 6 roundings of its largest part; at least sqrt(D) / 2 + 8 are
+        returned.
         """
         dimension = self.problem.gallery.embeddings.shape[1]
         truth = self.pairs(start + rows, images).astype(np.float64)
