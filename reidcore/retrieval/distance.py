@@ -33,7 +33,7 @@ SMALL = 2**22
 """Pairs of queries and gallery images up to which nobody notices the time that float64 takes."""
 
 _EPS = float(np.finfo(np.float32).eps)
-_ROWS = 32  # of a tile, which stay in the cache from one operation to the next
+_ROWS = 128  # of a tile, which stay in the cache from one operation to the next
 _NUMBERS = 2**16  # of embeddings whose lengths are taken at a time
 _PAIRS = 128  # compared at a time, so that they stay in the cache
 _LONG = 1e15  # a length whose square is far from overflowing in float32, and its inverse from vanishing
@@ -79,8 +79,10 @@ class Distances:
     @cached_property
     def rounded(self) -> bool:
         """Whether blocks are of float32 precision only."""
-        small = len(self.problem.query) * len(self.problem.gallery) <= SMALL
-        return not (self.exact or small or not 1 / _LONG < self.problem.longest < _LONG)
+        if self.exact or len(self.problem.query) * len(self.problem.gallery) <= SMALL:
+            return False
+        least = self.problem.shortest if self.problem.distance == "cosine" else self.problem.longest
+        return 1 / _LONG < least <= self.problem.longest < _LONG
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield the queries' rows in order, with their (q, G) float32 distances on the problem's device.
@@ -102,14 +104,17 @@ class Distances:
             rows = slice(start, min(start + height, count))
             block = self._load(query, rows)
             lengths = _lengths(block).to(block.dtype)
-            if self._directions:
-                block = block / lengths[:, None]
-            distances = torch.empty(len(block), total, device=self._device)
+            if self.rounded and self.problem.distance == "cosine":
+                block = block / lengths[:, None]  # exact products are divided afterwards, and once
+            # numpy's memory comes in huge pages, which saves most of the time that fresh memory takes
+            distances = (
+                torch.from_numpy(np.empty((len(block), total), np.float32))
+                if on_cpu
+                else torch.empty(len(block), total, device=self._device)
+            )
             dots = torch.empty(side, side, dtype=block.dtype, device=self._device)
             for number, piece in enumerate(pieces):
                 images = self._load(gallery, piece) if on_cpu else kept[number]
-                if self._directions:
-                    images = images / self._gallery_lengths[piece, None]
                 for part in (slice(first, first + side) for first in range(0, len(block), side)):
                     self._fill(distances[part, piece], dots, block[part], images, lengths[part], piece)
             yield rows, distances
@@ -119,18 +124,18 @@ class Distances:
         """Write the distances of some queries to a piece of the gallery; `dots` is memory for the product."""
         import torch
 
-        image_lengths = self._gallery_lengths[piece]
         dots = dots.view(-1)[: into.numel()].view(into.shape)
         with full_precision(self._device.type):
             torch.mm(block, images.T, out=dots)
         if not self.rounded:
-            into.copy_(FORMULAS[self.problem.distance](dots, lengths, image_lengths))
+            into.copy_(FORMULAS[self.problem.distance](dots, lengths, self._gallery_lengths[piece]))
             return
+        one = torch.ones((), device=self._device)
         for few in (slice(start, start + _ROWS) for start in range(0, len(block), _ROWS)):
             if self.problem.distance == "cosine":
-                torch.add(dots[few].neg_(), 1, out=into[few])
+                torch.addcmul(one, dots[few], self._inverse_lengths[piece], value=-1, out=into[few])
             else:
-                squares = lengths[few, None].square() + image_lengths.square()
+                squares = lengths[few, None].square() + self._gallery_lengths[piece].square()
                 torch.sqrt(dots[few].mul_(-2).add_(squares).clamp_min_(0), out=into[few])
 
     def pairs(self, queries: NDArray[Any], images: NDArray[Any]) -> NDArray[np.float32]:
@@ -190,11 +195,6 @@ class Distances:
         return found
 
     @property
-    def _directions(self) -> bool:
-        """Whether products are of embeddings of length 1; exact ones are divided afterwards, and once."""
-        return self.rounded and self.problem.distance == "cosine"
-
-    @property
     def _type(self) -> Any:
         import torch
 
@@ -218,6 +218,11 @@ class Distances:
     def _gallery_lengths(self) -> Tensor:
         """(G,) on the device, of what `_load` returns."""
         return self._all_lengths(self.problem.gallery.embeddings).to(self._type)
+
+    @cached_property
+    def _inverse_lengths(self) -> Tensor:
+        """(G,) float32, on the device."""
+        return self._all_lengths(self.problem.gallery.embeddings).reciprocal().float()
 
     @cached_property
     def _query_lengths(self) -> NDArray[np.float64]:

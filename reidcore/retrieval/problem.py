@@ -59,6 +59,8 @@ class Problem:
     draw: tuple[int, ...] | None = None
     longest: float = field(init=False, default=0.0)
     """Length of the longest embedding, or infinity if its square is too large for float32."""
+    shortest: float = field(init=False, default=0.0)
+    """Length of the shortest, or 0 if its square is too small."""
 
     def __attrs_post_init__(self) -> None:
         check_name("protocol", self.protocol, PROTOCOLS)
@@ -73,8 +75,9 @@ class Problem:
             )
         sides = ((self.query, "query"), (self.gallery, "gallery"))
         zeros = self.distance != "cosine"
-        longest = max(check_values(part.embeddings, name, part.paths, zeros=zeros) for part, name in sides)
-        object.__setattr__(self, "longest", longest)
+        ends = [check_values(part.embeddings, name, part.paths, zeros=zeros) for part, name in sides]
+        object.__setattr__(self, "shortest", min(shortest for shortest, _ in ends))
+        object.__setattr__(self, "longest", max(longest for _, longest in ends))
 
     def block(self, rows: slice, distances: NDArray[np.float32], rounded: Distances | None = None) -> RankingBlock:
         """Return the ranking of the queries in `rows` by their (q, G) distances, with its matches and junk."""
@@ -185,18 +188,18 @@ def as_matrix(embeddings: Any, side: str) -> NDArray[Any]:
 
 def check_values(
     embeddings: NDArray[Any], side: str, paths: Sequence[str] | None = None, start: int = 0, *, zeros: bool = False
-) -> float:
-    """Return the largest length of (N, D) embeddings, infinity if its square is too large for float32.
+) -> tuple[float, float]:
+    """Return the least and the largest length of (N, D) embeddings; 0 and infinity where float32 has not their square.
 
     Raises ReidError that names the first which are not finite or, unless `zeros`, all zeros.
     paths, start: names of all rows, of which these begin at `start`.
     """
-    longest = 0.0
+    shortest, longest = np.inf, 0.0
     for first in range(0, len(embeddings), _ROWS):
         with np.errstate(over="ignore"):  # what overflows is reported as not finite
             some = np.asarray(embeddings[first : first + _ROWS], dtype=np.float32)
             squares = np.einsum("nd,nd->n", some, some)
-        longest = max(longest, float(np.sqrt(squares.max())))
+        shortest, longest = min(shortest, float(np.sqrt(squares.min()))), max(longest, float(np.sqrt(squares.max())))
         bad = []
         for row in np.flatnonzero(~(np.isfinite(squares) & (squares > 0))).tolist():  # of these some are sound
             name = f"row {start + first + row}" + (f" ({paths[start + first + row]})" if paths is not None else "")
@@ -210,4 +213,4 @@ def check_values(
                 f"{side}: embeddings that compare with nothing: {', '.join(bad[:_SHOWN])}{more}; "
                 "leave these images out, or look at what the model makes of them"
             )
-    return longest
+    return shortest, longest

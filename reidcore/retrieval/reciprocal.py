@@ -63,13 +63,12 @@ def jaccard(
     encoded, _ = encode(as_points([features], distance, device), k1, k2)
     lists = encoded.tocsc()
     data, indices, counts = [], [], [0]
-    for rows, shared in shared_weights(encoded, lists):
-        shared[np.arange(len(shared)), np.arange(rows.start, rows.stop)] = 1  # but for rounding
-        np.minimum(shared, 1, out=shared)
-        row, column = shared.nonzero()
-        data.append((1 - similarity(shared[row, column])).astype(np.float32))
+    for rows, cells, shared in shared_weights(encoded, lists):
+        row, column = np.divmod(cells, len(features))
+        shared[row + rows.start == column] = 1  # but for rounding
+        data.append((1 - similarity(shared)).astype(np.float32))
         indices.append(column.astype(np.int32))
-        counts.extend(np.bincount(row, minlength=len(shared)))
+        counts.extend(np.bincount(row, minlength=rows.stop - rows.start))
     entries = (np.concatenate(data), np.concatenate(indices), np.cumsum(counts))
     return csr_array(entries, shape=(len(features), len(features)))
 
@@ -151,11 +150,12 @@ def over(farthest: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(farthest > 0, farthest, np.float32(1))
 
 
-def shared_weights(encoded: Any, lists: Any) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """Yield blocks of rows of `encoded`, and what their images share with others: (q, M) sums of minima of weights.
+def shared_weights(encoded: Any, lists: Any) -> Iterator[tuple[slice, NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield blocks of rows of `encoded`, and what their images share with others: sums of minima of weights, up to 1.
 
     encoded: (Q, N) sparse by rows; lists: (M, N) sparse by columns, the inverted lists: for each image, those of M
-    that have it in their neighbourhood. Most images share nothing, so only what stands in the lists is added up.
+    that have it in their neighbourhood. Most images share nothing: of the (q, M) sums of a block, those that are not
+    0, (n,), are yielded after their places in it, (n,) ascending.
     """
     others = lists.shape[0]
     lengths = np.diff(lists.indptr)[encoded.indices]
@@ -171,8 +171,9 @@ def shared_weights(encoded: Any, lists: Any) -> Iterator[tuple[slice, NDArray[An
         row = np.repeat(np.arange(stop - start), np.diff(encoded.indptr[start : stop + 1]))
         minima = np.minimum(np.repeat(encoded.data[part], length), lists.data[at])
         cells = np.repeat(row * others, length) + lists.indices[at]
-        shared: NDArray[Any] = np.bincount(cells, minima, (stop - start) * others)
-        yield slice(start, stop), shared.reshape(-1, others)
+        sums = np.bincount(cells, minima, (stop - start) * others)
+        places = np.flatnonzero(sums)
+        yield slice(start, stop), places, np.minimum(sums[places], 1)  # more is rounding
         start = stop
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from attrs import frozen
 from numpy.typing import NDArray
@@ -69,7 +68,7 @@ class ReRanked:
         if self.problem.distance == "euclidean":
             result.square_()
         result.mul_(self.weight).add_(1 - self.weight)  # of images that share nothing
-        near = np.empty(distances.shape, np.float32)
-        for part, shared in shared_weights(self.queries[rows], self.gallery):
-            near[part] = similarity(shared.clip(max=1))  # more is rounding
-        return result.sub_(torch.from_numpy(near).to(result.device), alpha=1 - self.weight)
+        for part, cells, shared in shared_weights(self.queries[rows], self.gallery):
+            places, nearer = (torch.from_numpy(of).to(result.device) for of in (cells, similarity(shared)))
+            result[part].view(-1).index_add_(0, places, nearer.float(), alpha=self.weight - 1)
+        return result

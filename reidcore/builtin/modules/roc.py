@@ -6,9 +6,11 @@ q Q G: queries of one block, queries, and gallery; I: query identities; R: resam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from attrs import define, field
 from numpy.typing import NDArray
 
@@ -19,8 +21,8 @@ from reidcore.retrieval.distance import SMALL
 from reidcore.retrieval.ranking import in_threads
 from reidcore.retrieval.roc import COARSE_BINS, FAR, FINE_BINS, Curve, Scale, resampled_figures
 
-CHUNK = 2**18
-"""Pairs that are counted in one go, so that they stay in the cache."""
+CHUNK = 2**19
+"""Pairs that are counted in one go: more than there are bins for them, and not much more than the cache holds."""
 
 RUN = 2**20
 """Numbers that are counted in one array: eight doublings of the distance."""
@@ -81,17 +83,23 @@ class ScoredPairs:
         count, total = block.distances.shape
         size = max(1, CHUNK // total)
         chunks = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-        found = in_threads(lambda queries: self._count(block, queries), chunks)
-        for queries, (counts, coarse) in zip(chunks, found, strict=True):
+        adding = Lock()  # in the threads, or results would wait in memory
+
+        def work(queries: slice) -> None:
+            counts, coarse = self._count(block, queries)
             places = np.searchsorted(self.known, self.identities[block.rows][queries])
-            for place, row in zip(places, coarse, strict=True):  # many times faster than numpy.add.at
-                self.coarse[place] += row
-            if counts is not None:
-                lowest, many, few, genuine, left_out = counts
-                self.counts[1, lowest : lowest + len(many)] += many
-                np.add.at(self.counts[1], few, 1)
-                np.add.at(self.counts[0], genuine, 1)
-                np.subtract.at(self.counts[1], np.concatenate([genuine, left_out]), 1)
+            with adding:
+                for place, row in zip(places, coarse, strict=True):  # many times faster than numpy.add.at
+                    self.coarse[place] += row
+                if counts is not None:
+                    lowest, many, few, genuine, left_out = counts
+                    self.counts[1, lowest : lowest + len(many)] += many
+                    np.add.at(self.counts[1], few, 1)
+                    np.add.at(self.counts[0], genuine, 1)
+                    np.subtract.at(self.counts[1], np.concatenate([genuine, left_out]), 1)
+
+        for _ in in_threads(work, chunks):
+            pass
 
     def _count(self, block: RankingBlock, queries: slice) -> tuple[tuple[Any, ...] | None, NDArray[np.int32]]:
         """Count the pairs of some queries: finely, from the lowest number on, and coarsely."""
@@ -102,7 +110,7 @@ class ScoredPairs:
         cells = Scale.coarse(fine)
         cells += (np.arange(len(cells), dtype=np.int32) * COARSE_BINS)[:, None]
         every, ours, left_out = (
-            np.bincount(some.ravel(), minlength=len(cells) * COARSE_BINS).reshape(len(cells), COARSE_BINS)
+            _bincount(some, len(cells) * COARSE_BINS).reshape(len(cells), COARSE_BINS)
             for some in (cells, cells[genuine], cells[junk])
         )
         coarse = np.concatenate([ours, every - ours - left_out], axis=1).astype(np.int32)
@@ -158,7 +166,13 @@ def _counted(fine: NDArray[np.int32]) -> tuple[int, NDArray[np.int64], NDArray[n
         return 0, np.zeros(0, np.int64), np.zeros(0, np.int32)
     low, high = int(fine.min()), int(fine.max())
     if high - low <= RUN:
-        return low, np.bincount(fine.ravel() - low), np.zeros(0, np.int32)
+        return low, _bincount(fine - low), np.zeros(0, np.int32)
     first = high - RUN
     below = fine < first
-    return first, np.bincount(fine[~below] - first), fine[below]
+    return first, _bincount(fine[~below] - first), fine[below]
+
+
+def _bincount(numbers: NDArray[np.int32], least: int = 0) -> NDArray[np.int64]:
+    """numpy.bincount, without the copy that numpy makes of 32-bit numbers."""
+    counts: NDArray[np.int64] = torch.bincount(torch.from_numpy(numbers.ravel()), minlength=least).numpy()
+    return counts
