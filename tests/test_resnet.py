@@ -14,9 +14,9 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.models.resnet import ResNet as Reference
 
 from reidcore.builtin.backbones import _IMAGENET, reidcore_backbones
-from reidcore.builtin.modules.blocks import InstanceBatchNorm, NonLocal
 from reidcore.builtin.modules.resnet import ResNet
 from reidcore.errors import ContractError, ReidError
+from reidcore.layers import InstanceBatchNorm, NonLocal
 
 CONFIGS = {component.name: component.config for component in reidcore_backbones() if component.name.startswith("resne")}
 STAGES = ("stage1", "stage2", "stage3", "stage4")

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reidcore.builtin.modules.resnet import ResNet
-from reidcore.builtin.modules.weights import leave_out, load_weights
 from reidcore.errors import ReidError
+from reidcore.weights import leave_out, load_weights
 
 URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 FILE = "resnet18-f37072fd.pth"

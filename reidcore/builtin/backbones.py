@@ -100,7 +100,7 @@ class _ResNetConfig:
 
     def build(self, height: int, width: int) -> ResNet:
         from reidcore.builtin.modules.resnet import ResNet
-        from reidcore.builtin.modules.weights import leave_out, load_weights
+        from reidcore.weights import leave_out, load_weights
 
         resnet = ResNet(
             self.blocks,

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from reidcore.builtin.modules.blocks import InstanceNorm
-from reidcore.builtin.modules.weights import load_weights
 from reidcore.errors import ContractError, ReidError
+from reidcore.layers import InstanceNorm
 from reidcore.types import MapShape
+from reidcore.weights import load_weights
 
 STAGES = {"stage1": "conv2", "stage2": "conv3", "stage3": "conv4", "stage4": "conv5"}
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from reidcore.builtin.modules.blocks import InstanceBatchNorm, InstanceNorm, NonLocal, SqueezeExcitation
 from reidcore.errors import ContractError
+from reidcore.layers import InstanceBatchNorm, InstanceNorm, NonLocal, SqueezeExcitation
 from reidcore.types import MapShape
 
 IBN = Literal["none", "a", "b"]

@@ -16,9 +16,9 @@ from torchvision.models import ViT_B_16_Weights
 from torchvision.models.vision_transformer import Encoder
 from torchvision.ops import StochasticDepth
 
-from reidcore.builtin.modules.weights import load_weights
 from reidcore.errors import ContractError
 from reidcore.types import MapShape
+from reidcore.weights import load_weights
 
 PATCH = 16
 

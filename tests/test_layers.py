@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reidcore.builtin.modules.blocks import InstanceBatchNorm, InstanceNorm, NonLocal, SqueezeExcitation
+from reidcore.layers import InstanceBatchNorm, InstanceNorm, NonLocal, SqueezeExcitation
 
 
 def randomized(module: nn.Module) -> nn.Module:
