@@ -199,7 +199,7 @@ def fill(loaded: Loaded, versions: Mapping[str, str] | None = None) -> str:
     """Return the recipe as TOML with every option written out and every component by its full name."""
     import tomli_w
 
-    table = _plain(loaded.recipe, loaded.catalog)
+    table = as_table(loaded.recipe, loaded.catalog)
     if versions:
         table[VERSIONS] = dict(versions)
     return tomli_w.dumps(table)
@@ -379,7 +379,7 @@ def _lines(document: _Document, problems: Iterable[Problem]) -> list[str]:
     return lines
 
 
-def _plain(value: Any, catalog: Catalog) -> Any:
+def as_table(value: Any, catalog: Catalog) -> Any:
     """Return a config as tables, arrays and scalars; absent options stay absent."""
     if attrs.has(type(value)):
         table = {}
@@ -387,15 +387,15 @@ def _plain(value: Any, catalog: Catalog) -> Any:
         for item in attrs.fields(type(value)):
             content = getattr(value, item.name)
             if item.metadata.get("inline"):
-                inline = _plain(content, catalog)
+                inline = as_table(content, catalog)
             elif content is not None:
-                table[item.name] = _plain(content, catalog)
+                table[item.name] = as_table(content, catalog)
         named = {"name": component_of(catalog, value).full_name} if hasattr(value, "build") else {}
         return {**named, **inline, **table}
     if isinstance(value, Mapping):
-        return {key: _plain(item, catalog) for key, item in value.items()}
+        return {key: as_table(item, catalog) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item, catalog) for item in value]
+        return [as_table(item, catalog) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 

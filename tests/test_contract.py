@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from reidcore.catalog import Catalog
 from reidcore.component import Component, option
 from reidcore.errors import ReidError
-from reidcore.testing import Kit, checks, contract
+from reidcore.testing import Kit, checks, contract, run_cli, tiny_recipe
 
 DATA = tempfile.TemporaryDirectory()
 
@@ -95,9 +96,37 @@ def lying_sampler(self, labels, cameras, seed):
     return Endless()
 
 
+def upside_down_metric(self):
+    class Misses:
+        """The share of queries whose first image is wrong: best where it should be worst."""
+
+        per_query: ClassVar = {}
+
+        def __init__(self):
+            self.wrong = []
+
+        def update(self, block):
+            self.wrong += [len(ranks) == 0 or ranks[0] > 0 for ranks in block.ranks]  # those without a match as well
+
+        def merge(self, other):
+            pass
+
+        def result(self):
+            return {"wrong": float(np.mean(self.wrong))}
+
+    class Metric:
+        def start(self, problem):
+            return Misses()
+
+    return Metric()
+
+
 @pytest.mark.parametrize(
     ("kind", "build", "check"),
     [
+        ("metric", upside_down_metric, checks.nothing_beats_a_perfect_ranking),
+        ("metric", upside_down_metric, checks.queries_without_a_match_do_not_count),
+        ("metric", upside_down_metric, checks.tallies_can_be_merged),
         ("transform", changing_transform, checks.images_stay_images),
         ("sampler", lying_sampler, checks.epochs_are_finite_and_as_long_as_said),
         ("sampler", lying_sampler, checks.batches_are_a_function_of_the_epoch_and_the_seed),
@@ -134,3 +163,32 @@ def test_options_and_expected_failures_must_be_of_something() -> None:
         contract("core", options={"gemm": {}})
     with pytest.raises(ValueError, match="there is no case gem-nothing"):
         contract("core", expected_failures={"gem-nothing": "why"})
+
+
+def test_a_tail_that_is_the_backbone_itself_is_found_out() -> None:
+    from torch import nn
+
+    from reidcore.types import MapShape
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.shapes = {"a": MapShape(4, 64, 32, True), "b": MapShape(4, 64, 32, True)}
+
+        def forward(self, images, want, cameras=None):
+            a = self.first(images)
+            return {"a": a, "b": self.second(a)}
+
+        def tail(self, after):
+            return self.second if after == "a" else nn.Sequential()
+
+    with pytest.raises(AssertionError, match="the tail after a shares parameters"):
+        checks.tails_are_copies_that_end_in_the_last_map(kit("backbone", lambda self, height, width: Network()))
+
+
+def test_the_kit_has_toys_and_a_command_line(tmp_path) -> None:
+    recipe = tiny_recipe(tmp_path, aggregator={"name": "max"})
+    done = run_cli("run", recipe, "-q", "--set", "training.epochs=1")
+    assert (done.status, done.err) == (0, "") and "mAP" in done.out
+    assert run_cli("--no-such-option").status == 2

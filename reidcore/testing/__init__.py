@@ -6,8 +6,9 @@ The whole test file of a plugin called `maxpool`:
 
     test_contract = contract("maxpool")
 
-This makes one test for each component and check, such as `aggregator-maxpool-is_deterministic_under_a_seed`. This
-module needs pytest.
+This makes one test for each component and check, such as `aggregator-maxpool-is_deterministic_under_a_seed`.
+For tests of your own there are toy data, a recipe of seconds, and the command line in this process; `Catalog.of` makes
+a catalog of parts that are not installed. This module needs pytest, and nothing imports it but your tests.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pytest
 from reidcore.catalog import Catalog, discover
 from reidcore.kinds import KINDS
 from reidcore.testing.kit import Kit
+from reidcore.testing.toys import Done, run_cli, tiny_recipe, toy_data
 
 
 def contract(
@@ -73,4 +75,4 @@ def _components(catalog: Catalog, plugin: str) -> list[tuple[str, Any]]:
     raise ReidError(f"no plugin is called '{plugin}'; there are {names}")
 
 
-__all__ = ["Kit", "contract"]
+__all__ = ["Catalog", "Done", "Kit", "contract", "run_cli", "tiny_recipe", "toy_data"]

@@ -9,7 +9,10 @@ import copy
 import json
 import math
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,9 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reidcore.catalog import Catalog
+from reidcore.catalog import SELECTION, Catalog
+from reidcore.checkpoint import WEIGHTS, load_tensors
+from reidcore.errors import ContractError, RecipeError, RunError
 from reidcore.kinds import KINDS
 from reidcore.testing.kit import SIZES, Kit
+from reidcore.testing.toys import tiny_recipe
 from reidcore.types import Batch, Features, Output, Parts, Sample, Step, Stream
 
 CLASSES, DIM = 5, 16
@@ -49,6 +55,45 @@ def config_is_frozen_and_keyword_only(kit: Kit) -> None:
         except attrs.exceptions.FrozenInstanceError:
             continue
         raise AssertionError("declare the config with attrs.frozen")
+
+
+def comes_back_from_a_recipe(kit: Kit) -> None:
+    """The options survive being written as TOML, as a run folder's filled recipe has them."""
+    import tomli
+    import tomli_w
+
+    from reidcore.recipe import as_table
+
+    table = tomli.loads(tomli_w.dumps(as_table(kit.config(), kit.catalog)))
+    assert table.pop("name") == kit.component.full_name
+    assert attrs.evolve(kit, options=table).config() == kit.config()
+
+
+def unknown_options_are_refused(kit: Kit) -> None:
+    """A misspelt option is an error."""
+    try:
+        attrs.evolve(kit, options={**kit.options, "no_such_option": 1}).config()
+    except RecipeError:
+        return
+    raise AssertionError("the option 'no_such_option' was taken")
+
+
+def is_described_without_torch(kit: Kit) -> None:
+    """Listing and checking import no torch: the module of the hooks imports it in `build` only."""
+    assert _heavy_imports(kit.component.plugin) == "", "import these in the config's build(), not above it"
+
+
+@cache
+def _heavy_imports(plugin: str) -> str:
+    """Return which heavy packages the installed `plugin` imports when it is described; of others, nothing is known."""
+    code = f"""
+import os, sys
+os.environ["{SELECTION}"] = {plugin!r}
+from reidcore.catalog import discover
+discover()
+print(*sorted({{"torch", "torchvision", "timm", "faiss", "PIL"}} & set(sys.modules)))
+"""
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
 # networks in general
@@ -276,6 +321,27 @@ def gives_the_maps_that_are_wanted_and_no_others(kit: Kit) -> None:
             found = backbone(images, (name,))
             assert set(found) == {name}
             torch.testing.assert_close(found[name], everything[name])
+
+
+def tails_are_copies_that_end_in_the_last_map(kit: Kit) -> None:
+    """What `tail` returns shares nothing with the backbone, and makes the last map of the one it follows.
+
+    It may be empty, where nothing follows a map, and ContractError says that a backbone has none.
+    """
+    backbone = kit.build(*SIZES[0]).eval()
+    last = tuple(backbone.shapes)[-1]
+    own = {parameter.data_ptr() for parameter in backbone.parameters()}
+    with torch.no_grad():
+        maps = backbone(torch.randn(2, 3, *SIZES[0]), tuple(backbone.shapes))
+        for name in backbone.shapes:
+            try:
+                tail = backbone.tail(name).eval()
+            except ContractError:
+                continue
+            parameters = [parameter.data_ptr() for parameter in tail.parameters()]
+            assert not own & set(parameters), f"the tail after {name} shares parameters with the backbone"
+            if parameters:
+                torch.testing.assert_close(tail(maps[name]), maps[last], msg=f"the tail after {name}")
 
 
 def publishes_how_images_are_normalised(kit: Kit) -> None:
@@ -537,6 +603,51 @@ def figures_are_fractions_and_do_not_depend_on_blocks(kit: Kit) -> None:
     assert whole == pieces or all(math.isclose(whole[name], pieces[name], rel_tol=1e-9) for name in whole)
 
 
+def tallies_can_be_merged(kit: Kit) -> None:
+    """Two processes that saw half of the queries each come to the figures of one that saw all."""
+    from reidcore.retrieval.postprocess import Final
+
+    problem = _problem()
+    halves = [kit.build().start(problem) for _ in range(2)]
+    for rows, distances in Final.of(problem, [], 1).blocks():
+        halves[rows.start % 2].update(problem.block(rows, distances))
+    halves[0].merge(halves[1])
+    whole = _judge(kit, problem, 1 << 20)
+    found, expected = halves[0].result(), whole.result()
+    assert found.keys() == expected.keys()
+    assert all(math.isclose(found[name], expected[name], rel_tol=1e-9) for name in expected)
+    for name, values in whole.per_query.items():
+        np.testing.assert_array_equal(halves[0].per_query[name], values)
+
+
+def queries_without_a_match_do_not_count(kit: Kit) -> None:
+    """Queries of strangers change no figure, and have no value."""
+    problem = _problem()
+    query = problem.query
+    strangers = Features(query.embeddings[:3], np.array([90, 91, 92]), query.cameras[:3])
+    both = Features(
+        np.concatenate([query.embeddings, strangers.embeddings]),
+        np.concatenate([query.identities, strangers.identities]),
+        np.concatenate([query.cameras, strangers.cameras]),
+    )
+    state = _judge(kit, attrs.evolve(problem, query=both), 1 << 20)
+    expected = _judge(kit, problem, 1 << 20).result()
+    assert all(math.isclose(state.result()[name], value, rel_tol=1e-9) for name, value in expected.items())
+    assert all(np.isnan(values[-3:]).all() for values in state.per_query.values())
+
+
+def nothing_beats_a_perfect_ranking(kit: Kit) -> None:
+    """Where all matches come first, no figure is below that of a ranking by chance."""
+    problem = _problem(queries=60)
+    perfect = [
+        Features(np.eye(4, dtype=np.float32)[side.identities], side.identities, side.cameras)
+        for side in (problem.query, problem.gallery)
+    ]
+    best = _judge(kit, attrs.evolve(problem, query=perfect[0], gallery=perfect[1]), 1 << 20).result()
+    for name, value in _judge(kit, problem, 1 << 20).result().items():
+        assert best[name] >= value, f"{name} is {best[name]} where all matches come first, and {value} by chance"
+
+
 def figures_can_be_resampled(kit: Kit) -> None:
     """A metric with `figures` gives those of its result, within 0.02, for the sum over all identities."""
     metric = kit.build()
@@ -696,6 +807,31 @@ def has_what_the_loop_calls(kit: Kit) -> None:
     assert all(callable(getattr(task, name, None)) for name in ("prepare", "round", "losses", "deploy"))
 
 
+def trains_a_model_that_can_be_evaluated(kit: Kit) -> None:
+    """Two epochs on toy data change the weights and end with figures. A target set is there if it asks for one."""
+    from reidcore.api import run
+    from reidcore.recipe import load_recipe
+
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        sets = [{"name": "folder", "root": str(folder / "toy")}, {"name": "folder", "root": str(folder / "toy")}]
+
+        def train(epochs: int) -> tuple[Mapping[str, Mapping[str, float]], dict[str, Tensor]]:
+            overrides = [f"run.name=epochs{epochs}", f"training.epochs={epochs}"]
+            task = {"name": kit.component.full_name, **kit.options}
+            try:
+                recipe = tiny_recipe(folder, task=task)
+                done = run(load_recipe(recipe, overrides=overrides, catalog=kit.catalog))
+            except RunError:
+                recipe = tiny_recipe(folder, task=task, train=[sets[0], {**sets[1], "role": "target"}])
+                done = run(load_recipe(recipe, overrides=overrides, catalog=kit.catalog))
+            return done.metrics, load_tensors(done.folder / WEIGHTS)
+
+        (metrics, trained), (_, fresh) = train(2), train(0)
+    assert all(math.isfinite(value) for figures in metrics.values() for value in figures.values())
+    assert any(not torch.equal(trained[key], fresh[key]) for key in fresh if key in trained), "nothing was learned"
+
+
 def artifact_computes_what_the_model_does(kit: Kit) -> None:
     """The core's own proof: embeddings of the artifact are the model's within the tolerance."""
     from reidcore.export import export
@@ -717,12 +853,19 @@ _NETWORK = (
 )
 
 CHECKS: dict[str, tuple[Callable[[Kit], None], ...]] = {
-    "every": (has_a_summary_and_help_for_every_option, config_is_frozen_and_keyword_only),
+    "every": (
+        has_a_summary_and_help_for_every_option,
+        config_is_frozen_and_keyword_only,
+        comes_back_from_a_recipe,
+        unknown_options_are_refused,
+        is_described_without_torch,
+    ),
     "backbone": (
         maps_have_the_published_shapes,
         gives_the_maps_that_are_wanted_and_no_others,
         publishes_how_images_are_normalised,
         takes_cameras,
+        tails_are_copies_that_end_in_the_last_map,
         *_NETWORK,
     ),
     "aggregator": (views_and_extras_have_the_published_shapes, *_NETWORK),
@@ -740,7 +883,13 @@ CHECKS: dict[str, tuple[Callable[[Kit], None], ...]] = {
         batches_are_a_function_of_the_epoch_and_the_seed,
         images_of_one_identity_stand_together,
     ),
-    "metric": (figures_are_fractions_and_do_not_depend_on_blocks, figures_can_be_resampled),
+    "metric": (
+        figures_are_fractions_and_do_not_depend_on_blocks,
+        tallies_can_be_merged,
+        queries_without_a_match_do_not_count,
+        nothing_beats_a_perfect_ranking,
+        figures_can_be_resampled,
+    ),
     "postprocessor": (
         distances_are_finite_and_one_a_pair,
         distances_do_not_depend_on_blocks,
@@ -751,7 +900,7 @@ CHECKS: dict[str, tuple[Callable[[Kit], None], ...]] = {
     "transform": (images_stay_images, chance_comes_from_torch_alone),
     "optimizer": (lowers_a_simple_loss,),
     "scheduler": (factors_are_finite_at_every_step,),
-    "task": (has_what_the_loop_calls,),
+    "task": (has_what_the_loop_calls, trains_a_model_that_can_be_evaluated),
     "logger": (takes_every_kind_of_event,),
 }
 assert set(CHECKS) == {"every", *KINDS}
