@@ -24,18 +24,24 @@ def load_weights(
     network: nn.Module,
     name: str,
     weights: str,
-    url: str,
+    url: str = "",
     *,
-    adapt: Adapt,
+    adapt: Adapt = dict,
     new: tuple[str, ...] = (),
 ) -> None:
     """Load "imagenet" (the file at `url`), a file, or nothing ("none") into `network`, called `name` in messages.
 
-    `adapt` makes the network's state dict of the file's; what starts with one of `new` may be missing from it.
+    The name of the file at `url` ends in a hyphen and the beginning of its SHA-256. `adapt` makes the network's state
+    dict of the file's; what starts with one of `new` may be missing from it.
+
     Raises ReidError when the file is not there and cannot be fetched, or does not fit. On the meta device, where only
     shapes are checked, nothing is fetched or read.
     """
     meta = next(network.parameters()).is_meta
+    if weights == "imagenet" and not url:
+        raise ReidError(
+            f"backbone.weights: found 'imagenet', but no file of {name} is published; expected 'none' or a file"
+        )
     if weights == "none" or (weights == "imagenet" and meta):
         return
     path = fetch(url) if weights == "imagenet" else Path(weights)

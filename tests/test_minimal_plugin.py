@@ -9,53 +9,70 @@ from pathlib import Path
 
 import pytest
 
+from reidcore.testing import run_cli, tiny_recipe
+
 PLUGIN = Path(__file__).parent.parent / "examples" / "minimal-plugin"
+CONTRACT = 'from reidcore.testing import contract\n\ntest_contract = contract("smoothmax")\n'
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Install the plugin into a folder of its own; return a function that runs the command line with it."""
+def folder(tmp_path_factory):
+    """Install the plugin into a folder of its own, `site`, and write a recipe that needs it."""
     folder = tmp_path_factory.mktemp("minimal")
-    source, site = folder / "source", folder / "site"
+    source = folder / "source"
     shutil.copytree(PLUGIN, source)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--target", str(site), str(source)], check=True)
+    subprocess.run([*pip, "--target", str(folder / "site"), str(source)], check=True)
     shutil.rmtree(source)
-    paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    tiny_recipe(folder, requires=["reid-smoothmax"], aggregator={"name": "smooth-max"})
+    return folder
 
-    def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "reidcore", *map(str, arguments)]
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """Return a function that runs a module of Python with the plugin."""
+    paths = [str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+
+    def run_module(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", *map(str, arguments)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=300)
 
-    return run_command
+    return run_module
 
 
-def test_its_parts_are_listed_with_their_plugin_and_version(run):
-    records = json.loads(run("plugins", "--json", "--strict").stdout)
-    (record,) = [record for record in records if record["name"] == "minimal"]
-    assert (record["origin"], record["version"], record["status"]) == ("reid-minimal", "0.1.0", "ok")
-    assert record["components"] == {"backbone": ["tiny-net"], "loss": ["spread"], "dataset": ["squares"]}
+def test_it_is_under_30_lines():
+    lines = [line for name in ("pyproject.toml", "reid_smoothmax.py") for line in (PLUGIN / name).open()]
+    assert sum(bool(line.strip()) for line in lines) < 30
 
 
-def test_its_options_are_shown(run):
-    shown = run("components", "loss", "spread").stdout
-    assert "minimal:spread (loss): Push the embeddings of a batch apart" in shown
-    assert "how sharply near neighbours count" in shown
+def test_it_is_listed_with_its_version_and_its_part(run):
+    records = json.loads(run("reidcore", "plugins", "--json", "--strict").stdout)
+    (record,) = [record for record in records if record["name"] == "smoothmax"]
+    assert (record["origin"], record["version"], record["status"]) == ("reid-smoothmax", "0.1.0", "ok")
+    assert record["components"] == {"aggregator": ["smooth-max"]}
+    shown = run("reidcore", "components", "aggregator", "smooth-max").stdout
+    assert "smoothmax:smooth-max (aggregator): Smooth max pooling of the last map" in shown
 
 
-def test_its_recipe_trains_evaluates_and_is_loaded_again(run):
-    result = run("run", PLUGIN / "recipe.toml", "--output", "out")
+def test_it_keeps_the_contract(run, folder):
+    (folder / "test_contract.py").write_text(CONTRACT)
+    done = run("pytest", "-q", "-p", "no:cacheprovider", "test_contract.py")
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout and "failed" not in done.stdout
+
+
+def test_its_recipe_trains_evaluates_and_is_loaded_again(run, folder):
+    result = run("reidcore", "run", "toy.toml")
     assert result.returncode == 0, result.stderr
-    assert "48 images of 8 identities" in result.stderr
-    again = run("evaluate", "out/recipe")
+    again = run("reidcore", "evaluate", folder / "runs" / "toy")
     assert again.returncode == 0, again.stderr
-    row = next(line for line in result.stdout.splitlines() if "squares" in line)
+    row = next(line for line in result.stdout.splitlines() if "folder" in line)
     assert row in again.stdout
 
 
-def test_without_it_the_recipe_says_what_to_install(reidcore):
-    status, _, err = reidcore("check", PLUGIN / "recipe.toml")
+def test_without_it_the_recipe_says_what_to_install(folder):
+    status, _, err = run_cli("check", folder / "toy.toml")
     assert status == 2
-    assert "requires.0: reid-minimal is not installed" in err
-    assert "to install: pip install 'reid-minimal'" in err
+    assert "requires.0: reid-smoothmax is not installed" in err
+    assert "to install: pip install 'reid-smoothmax'" in err

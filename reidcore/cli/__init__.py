@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from reidcore import __version__
 from reidcore.errors import ReidError
@@ -16,6 +17,7 @@ VERBS = {
     "fill": "print a recipe with every default written out",
     "components": "list what recipes can choose from, and the options",
     "plugins": "list the installed plugins and what became of them",
+    "new-plugin": "write a package with a part of your own, to start from",
     "evaluate": "evaluate a finished run again",
     "compare": "set runs side by side, and say which differences are more than chance",
     "embed": "write the embeddings of images to a file",
@@ -34,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for verb, help in VERBS.items():
         sub = verbs.add_parser(verb, help=help, description=help.capitalize() + ".")
         if verb == chosen:  # the others' modules are not needed
-            import_module(f"reidcore.cli.{verb}").add_arguments(sub)
+            _module(verb).add_arguments(sub)
     options = parser.parse_args(arguments)
     try:
-        status: int = import_module(f"reidcore.cli.{options.verb}").main(options)
+        status: int = _module(options.verb).main(options)
     except ReidError as error:
         print(error, file=sys.stderr)
         return 2
@@ -48,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     return status
+
+
+def _module(verb: str) -> Any:
+    return import_module(f"reidcore.cli.{verb.replace('-', '_')}")
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,9 +9,33 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from reidcore.errors import ContractError
 from reidcore.kinds import Artifact, Exporter
+
+
+class Inference(nn.Module):
+    """What a model computes for retrieval, and no more: what exporters write.
+
+    It shares the model's parts. Its names are positions, since exported programs are Python texts, in which a view
+    called "global" would not parse.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.normalize, self.backbone, self.aggregator = model.normalize, model.backbone, model.aggregator
+        self.embed = tuple(model.aggregator.embed)
+        self.heads = nn.ModuleList(model.heads[view] for view in self.embed)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) pixel values in 0..255 -> {"embedding": (B, D), extra: (B, ...)}."""
+        views = self.aggregator(self.backbone(self.normalize(images), tuple(self.aggregator.needs)))
+        heads = zip(self.embed, self.heads, strict=True)
+        return {
+            "embedding": torch.cat([head(views.vectors[view]).embedding for view, head in heads], 1),
+            **views.extras,
+        }
 
 
 def export(model: Any, exporter: Exporter, images: NDArray[np.uint8], folder: Path) -> Artifact:

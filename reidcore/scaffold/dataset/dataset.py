@@ -1,10 +1,9 @@
-"""A data set that draws its images when they are opened."""
+"""The lists of samples. Images that are files are `Sample(Path(...), identity, camera)`; these draw themselves."""
 
 import colorsys
 
 from attrs import frozen
 from PIL import Image
-
 from reidcore.types import Sample, Splits
 
 
@@ -18,17 +17,19 @@ class Square:
 
     @property
     def name(self):
+        """What messages and reports call it."""
         return f"square {self.hue:.3f} camera {self.camera} number {self.number}"
 
     def open(self):
+        """Return the image, of any size, in RGB."""
         image = Image.new("RGB", (32, 32), (60 + 80 * self.camera,) * 3)
         colour = tuple(round(255 * value) for value in colorsys.hsv_to_rgb(self.hue, 1, 1))
         image.paste(colour, (4 + 3 * self.number, 6, 20 + 3 * self.number, 26))
         return image
 
 
-def squares(identities):
-    """Return training squares, and squares of other colours to query and to find, under two cameras each."""
+def splits(identities):
+    """Return images to train on, and of other identities queries and the gallery to find them in."""
 
     def samples(first, cameras):
         return [

@@ -1,0 +1,77 @@
+"""`reidcore new-plugin`: what it writes installs, passes its own tests, and is in good form, for every kind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reidcore.kinds import KINDS
+from reidcore.scaffold import new_plugin
+from reidcore.testing import run_cli
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return a new package of each kind."""
+    folder = tmp_path_factory.mktemp("packages")
+    return [new_plugin(f"reid-my-{kind}", kind, folder) for kind in KINDS]
+
+
+def test_every_package_installs_and_passes_its_own_tests(packages, tmp_path):
+    site = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*install, "--target", str(site), *map(str, packages)], check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+    tests = [str(package / "tests") for package in packages]
+    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stdout
+    for kind in KINDS:
+        assert (site / f"reid_my_{kind}").is_dir()
+
+
+def test_every_package_is_in_good_form(packages):
+    for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, *map(str, packages)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_name_is_everywhere(packages):
+    loss = packages[list(KINDS).index("loss")]
+    texts = {file.relative_to(loss): file.read_text() for file in loss.rglob("*") if file.is_file()}
+    assert {str(name) for name in texts} == {
+        ".github/workflows/test.yml",
+        ".gitignore",
+        "README.md",
+        "pyproject.toml",
+        "recipe.toml",
+        "reid_my_loss/__init__.py",
+        "reid_my_loss/loss.py",
+        "tests/test_contract.py",
+        "tests/test_recipe.py",
+    }
+    assert not [name for name, text in texts.items() if "example" in text.lower()]
+    assert texts[Path("recipe.toml")] in texts[Path("README.md")]
+    assert "class MyLoss:" in texts[Path("reid_my_loss/__init__.py")]
+    assert 'my-loss = "reid_my_loss"' in texts[Path("pyproject.toml")]
+
+
+def test_the_command_says_what_to_do_next(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run_cli("new-plugin", "reid-own", "--kind", "loss")
+    assert status == 0 and "cd reid-own\n" in out
+    assert 'contract("own")' in (tmp_path / "reid-own" / "tests" / "test_contract.py").read_text()
+    status, _, err = run_cli("new-plugin", "reid-own", "--kind", "loss")
+    assert (status, err) == (2, "reid-own exists; choose another name, or remove it\n")
+
+
+@pytest.mark.parametrize("name", ["Reid-Own", "own plugin", "../own", "reid", "1st", "reid--own", "core/own"])
+def test_a_name_that_is_none_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run_cli("new-plugin", name, "--kind", "loss")
+    assert status == 2 and "expected a package's name, such as reid-loss" in err
+    assert not list(tmp_path.iterdir())
