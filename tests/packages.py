@@ -1,0 +1,123 @@
+"""Build wheels of the core and of each plugin, and test every one in a fresh environment without the source tree.
+
+The environments borrow what is installed beside this interpreter (torch above all) through symbolic links, but for
+reidcore and its plugins, so each takes seconds. `make test-packages` runs it.
+
+    python tests/packages.py [--only NAME ...]      core, plugins, or the name of one plugin
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parent.parent
+PLUGINS = sorted(file.parent for file in ROOT.glob("plugins/*/pyproject.toml"))
+OURS = ("reid", "_reid", "__editable__")
+PYTEST = ("-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-m", "not slow")
+
+
+class Environment:
+    """A fresh environment with some wheels, and an empty folder to work in."""
+
+    def __init__(self, folder: Path, borrowed: Path, wheels: Sequence[Path]) -> None:
+        self.work = folder / "work"
+        self.work.mkdir(parents=True)
+        venv.create(folder / "env")
+        self.bin = folder / "env" / "bin"
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        (folder / "env" / "lib" / version / "site-packages" / "borrowed.pth").write_text(f"{borrowed}\n")
+        install = ["pip", "--python", str(self.bin / "python"), "install", "--quiet", "--no-index", "--no-deps"]
+        subprocess.run([sys.executable, "-m", *install, *map(str, wheels)], check=True)
+
+    def python(self, *arguments: str) -> None:
+        """Run Python in the empty folder. Raises subprocess.CalledProcessError when it fails."""
+        subprocess.run([self.bin / "python", *arguments], check=True, cwd=self.work, env=self._variables)
+
+    def refused(self, recipe: str) -> str:
+        """Return what `reidcore check` says of a recipe that it refuses."""
+        (self.work / "recipe.toml").write_text(recipe)
+        command = [self.bin / "reidcore", "check", "recipe.toml"]
+        done = subprocess.run(command, cwd=self.work, env=self._variables, capture_output=True, text=True)
+        assert done.returncode == 2, done
+        return done.stderr
+
+    @property
+    def _variables(self) -> dict[str, str]:
+        paths = os.pathsep.join([str(self.bin), str(Path(sys.executable).parent), os.environ["PATH"]])
+        return {**{key: value for key, value in os.environ.items() if key != "PYTHONPATH"}, "PATH": paths}
+
+
+def test_core(environment: Environment) -> None:
+    """The core passes its own tests, and says how to install each plugin that a recipe needs."""
+    for plugin in PLUGINS:
+        recipe = f'requires = ["{plugin.name}"]\n[[train]]\nname = "synthetic"\n'
+        said = environment.refused(recipe)
+        assert f"to install: pip install '{plugin.name}'" in said, said
+    for name in ("tests", "examples", "benchmarks", "docs", "README.md"):
+        copy(ROOT / name, environment.work / name)
+    environment.python(*PYTEST, "tests")
+
+
+def test_plugin(environment: Environment, plugin: Path) -> None:
+    """The plugin loads, and its tests pass from an empty folder."""
+    environment.python("-m", "reidcore", "plugins", "--strict")
+    copy(plugin / "tests", environment.work / "tests")
+    environment.python(*PYTEST, "tests")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or a folder."""
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy(source, target)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="core, plugins, or the name of one plugin")
+    only = parser.parse_args().only or ["core", "plugins"]
+    wanted = [plugin for plugin in PLUGINS if {"plugins", plugin.name} & set(only)]
+    failed = []
+    with TemporaryDirectory(prefix="reidcore-packages-") as name:
+        folder = Path(name)
+        borrowed, wheels = folder / "borrowed", folder / "wheels"
+        borrowed.mkdir()
+        for entry in Path(sysconfig.get_path("purelib")).iterdir():
+            if not entry.name.startswith(OURS) and entry.suffix != ".pth":
+                (borrowed / entry.name).symlink_to(entry)
+        build = ["pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "-w", str(wheels)]
+        subprocess.run([sys.executable, "-m", *build, str(ROOT), *map(str, wanted)], check=True)
+        (core,) = wheels.glob("reidcore-*.whl")
+        checks: list[tuple[str, list[Path], Callable[[Environment], None]]] = []
+        for plugin in wanted:
+            own = list(wheels.glob(f"{plugin.name.replace('-', '_')}-*.whl"))
+            checks.append(
+                (plugin.name, [core, *own], lambda environment, plugin=plugin: test_plugin(environment, plugin))
+            )  # type: ignore[misc]
+        if "core" in only:
+            checks.append(("core", [core], test_core))
+        for label, needed, check in checks:
+            started = time.perf_counter()
+            print(f"== {label}", flush=True)
+            try:
+                check(Environment(folder / label, borrowed, needed))
+            except (subprocess.CalledProcessError, AssertionError) as error:
+                failed.append(label)
+                print(error, file=sys.stderr)
+            print(f"== {label}: {'failed' if label in failed else 'passed'} in {time.perf_counter() - started:.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
