@@ -4,7 +4,7 @@ BIN := .venv/bin
 PACKAGES := $(addprefix -e ./,. $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)))
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo test test-all clean
+.PHONY: demo test test-all test-packages clean
 
 demo: .venv/installed
 	$(BIN)/reidcore run examples/quickstart.toml --output runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -14,6 +14,10 @@ test: .venv/tools
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
+
+# wheels of core and plugins, each tested in an environment of its own
+test-packages: .venv/tools
+	$(BIN)/python tests/packages.py
 
 test-all: .venv/tools
 	$(BIN)/python -m pytest

@@ -17,6 +17,7 @@ import sysconfig
 import time
 import venv
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -63,7 +64,7 @@ def test_core(environment: Environment) -> None:
         recipe = f'requires = ["{plugin.name}"]\n[[train]]\nname = "synthetic"\n'
         said = environment.refused(recipe)
         assert f"to install: pip install '{plugin.name}'" in said, said
-    for name in ("tests", "examples", "benchmarks", "docs", "README.md"):
+    for name in ("tests", "examples", "docs"):
         copy(ROOT / name, environment.work / name)
     environment.python(*PYTEST, "tests")
 
@@ -102,9 +103,7 @@ def main() -> int:
         checks: list[tuple[str, list[Path], Callable[[Environment], None]]] = []
         for plugin in wanted:
             own = list(wheels.glob(f"{plugin.name.replace('-', '_')}-*.whl"))
-            checks.append(
-                (plugin.name, [core, *own], lambda environment, plugin=plugin: test_plugin(environment, plugin))
-            )  # type: ignore[misc]
+            checks.append((plugin.name, [core, *own], partial(test_plugin, plugin=plugin)))
         if "core" in only:
             checks.append(("core", [core], test_core))
         for label, needed, check in checks:
