@@ -24,7 +24,18 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parent.parent
 PLUGINS = sorted(file.parent for file in ROOT.glob("plugins/*/pyproject.toml"))
 OURS = ("reid", "_reid", "__editable__")
-PYTEST = ("-m", "pytest", "-q", "--import-mode=importlib", "-p", "no:cacheprovider", "-m", "not slow")
+PYTEST = (
+    "-m",
+    "pytest",
+    "-q",
+    "--import-mode=importlib",
+    "-p",
+    "no:cacheprovider",
+    "-o",
+    "markers=slow",
+    "-m",
+    "not slow",
+)
 
 
 class Environment:

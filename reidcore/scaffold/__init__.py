@@ -52,9 +52,7 @@ def new_plugin(name: str, kind: str, parent: Path) -> Path:
     and for a folder that exists.
     """
     if not _NAME.fullmatch(name) or name in ("reid", "reidcore"):
-        raise ReidError(
-            f"found '{name}'; expected a package's name, such as reid-{kind}: lower-case, with hyphens"
-        )
+        raise ReidError(f"found '{name}'; expected a package's name, such as reid-{kind}: lower-case, with hyphens")
     plugin = name.removeprefix("reid-")
     folder = parent / name
     if folder.exists():
