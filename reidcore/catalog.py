@@ -8,7 +8,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from importlib.metadata import Distribution, EntryPoint, distributions
+from functools import cache
+from importlib.metadata import EntryPoint, PackageMetadata, distributions
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
@@ -32,7 +33,9 @@ class Plugin:
     """One plugin and what became of it.
 
     `status` is "ok", "disabled" (left out by `REIDCORE_PLUGINS`) or "failed", with the reason in `error` and the
-    stack in `trace`. `origin` is its distribution or file, and `components` its offers for each kind.
+    stack in `trace`. One that is "ok" has an `error` too where it offers nothing, or a part with the name of another
+    plugin's, which recipes cannot choose without saying whose. `origin` is its distribution or file, and `components`
+    its offers for each kind.
     """
 
     name: str
@@ -119,7 +122,7 @@ def discover(files: Iterable[Path] = ()) -> Catalog:
     plugins = [_core(), *_installed()]
     for file in files:
         plugins.append(_load(file.stem, str(file), "", lambda file=file: _import_file(file)))  # type: ignore[misc]
-    return Catalog(tuple(_without_clashes(plugins)))
+    return Catalog(tuple(_with_rivals(_without_clashes(plugins))))
 
 
 def _core() -> Plugin:
@@ -134,32 +137,34 @@ def _core() -> Plugin:
 def _installed() -> list[Plugin]:
     wanted = os.environ.get(SELECTION)
     names = None if wanted is None else {name.strip() for name in wanted.split(",")} - {""}
-    found: dict[tuple[str, str], tuple[EntryPoint, Distribution]] = {}
+    found: dict[tuple[str, str], tuple[EntryPoint, PackageMetadata]] = {}
     for distribution in distributions():
         for entry in distribution.entry_points:
             if entry.group == GROUP:  # an editable install beside a wheel shows the same entry twice
-                found.setdefault((entry.name, distribution.name), (entry, distribution))
+                metadata = distribution.metadata  # each look at it reads the file
+                found.setdefault((entry.name, metadata["Name"]), (entry, metadata))
     plugins = []
-    for (name, origin), (entry, distribution) in sorted(found.items(), key=lambda item: item[0]):
+    for (name, origin), (entry, metadata) in sorted(found.items(), key=lambda item: item[0]):
+        version = metadata["Version"]
         if names is not None and name not in names:
-            plugins.append(Plugin(name, origin, distribution.version, "disabled"))
-        elif reason := _incompatible(distribution):
-            plugins.append(Plugin(name, origin, distribution.version, "failed", reason))
+            plugins.append(Plugin(name, origin, version, "disabled"))
+        elif reason := _incompatible(metadata.get_all("Requires-Dist") or ()):
+            plugins.append(Plugin(name, origin, version, "failed", reason))
         else:
-            plugins.append(_load(name, origin, distribution.version, entry.load))
+            plugins.append(_load(name, origin, version, entry.load))
     for name in sorted((names or set()) - {plugin.name for plugin in plugins}):
         error = f"{SELECTION} names it, but it is not installed"
         plugins.append(Plugin(name, "not installed", status="failed", error=error))
     return plugins
 
 
-def _incompatible(distribution: Distribution) -> str:
-    """Return why the plugin's own requirement on the core is not met: an upgrade of the core can break it."""
+def _incompatible(requirements: Iterable[str]) -> str:
+    """Return why a plugin's own requirement on the core is not met: an upgrade of the core can break it."""
     from packaging.requirements import Requirement
 
     from reidcore import __version__
 
-    for text in distribution.requires or ():
+    for text in requirements:
         if text.startswith(GROUP):
             requirement = Requirement(text)
             if requirement.name == GROUP and not requirement.specifier.contains(__version__, prereleases=True):
@@ -181,26 +186,44 @@ def _import_file(file: Path) -> ModuleType:
 
 
 def _load(name: str, origin: str, version: str, load: Callable[[], object], *more: object) -> Plugin:
-    """Load one plugin with a manager of its own: nothing it does can disturb the others."""
-    manager = pluggy.PluginManager("reidcore")
-    manager.add_hookspecs(hookspecs)
+    """Load one plugin, alone with the hooks: nothing it does can disturb the others."""
+    manager = _hooks()
+    parts: list[object] = []
     try:
         for part in (load(), *more):
             manager.register(part)
+            parts.append(part)
             _refuse_unknown_hooks(part)
         components = {kind.name: _offers(manager, kind, name) for kind in KINDS.values()}
-    except Exception as error:
-        text = str(error) if isinstance(error, ReidError) else f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as caught:
+        text = str(caught) if isinstance(caught, ReidError) else f"{type(caught).__name__}: {caught}"
         return Plugin(name, origin, version, "failed", text, traceback.format_exc())
-    return Plugin(name, origin, version, components={kind: found for kind, found in components.items() if found})
+    finally:
+        for part in parts:
+            manager.unregister(part)
+    offered = {kind: found for kind, found in components.items() if found}
+    error = "" if offered else "it offers nothing: none of its functions is a hook, marked with @hookimpl"
+    return Plugin(name, origin, version, error=error, components=offered)
+
+
+@cache
+def _hooks() -> pluggy.PluginManager:
+    """Return the manager that knows the hooks; no plugin stays in it."""
+    manager = pluggy.PluginManager("reidcore")
+    manager.add_hookspecs(hookspecs)
+    return manager
 
 
 def _refuse_unknown_hooks(part: object) -> None:
+    """Raise ReidError for hooks that would be passed over: misspelt ones, and those without their mark."""
     hooks = {kind.hook for kind in KINDS.values()}
-    for attribute in set(dir(part)) - hooks:
-        if attribute.startswith("reidcore_") and hasattr(getattr(part, attribute), "reidcore_impl"):
+    for attribute in sorted(name for name in dir(part) if name.startswith("reidcore_")):
+        marked = hasattr(getattr(part, attribute), "reidcore_impl")
+        if marked and attribute not in hooks:
             near = get_close_matches(attribute, hooks, 1)
             raise ReidError(f"no hook is called {attribute}" + (f"; did you mean {near[0]}?" if near else ""))
+        if attribute in hooks and not marked:
+            raise ReidError(f"{attribute} is not marked as a hook; write @hookimpl above it")
 
 
 def _offers(manager: pluggy.PluginManager, kind: Kind, plugin: str) -> tuple[Component, ...]:
@@ -232,3 +255,22 @@ def _without_clashes(plugins: list[Plugin]) -> list[Plugin]:
             plugin = attrs.evolve(plugin, status="failed", error=error, components={})
         checked.append(plugin)
     return checked
+
+
+def _with_rivals(plugins: list[Plugin]) -> list[Plugin]:
+    """Say of every plugin which of its parts have the name of another plugin's; a name of the core's is the core's."""
+    offers: dict[tuple[str, str], list[str]] = {}
+    for plugin in plugins:
+        for kind, components in plugin.components.items():
+            for item in components:
+                offers.setdefault((kind, item.name), []).append(plugin.name)
+    noted = []
+    for plugin in plugins:
+        notes = [
+            f"{kind} '{name}' is offered by {', '.join(other for other in names if other != plugin.name)} too; "
+            f"recipes must write '{plugin.name}:{name}'"
+            for (kind, name), names in offers.items()
+            if plugin.name in names and len(names) > 1 and CORE not in names
+        ]
+        noted.append(attrs.evolve(plugin, error="; ".join(notes)) if notes else plugin)
+    return noted

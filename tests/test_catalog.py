@@ -1,12 +1,16 @@
 """Discovery of plugins: real entry points, written by hand into a folder on sys.path."""
 
 import json
+import os
+import resource
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from attrs import fields, frozen
 
+import reidcore as package
 from reidcore.catalog import Catalog, discover
 from reidcore.component import Component
 from reidcore.errors import UnknownComponent
@@ -74,6 +78,11 @@ BROKEN = {
         "from reidcore import hookimpl\n@hookimpl\ndef reidcore_looses():\n    yield 3",
         "no hook is called reidcore_looses; did you mean reidcore_losses?",
     ),
+    "a hook without its mark": (
+        "def reidcore_losses():\n    yield 3",
+        "reidcore_losses is not marked as a hook; write @hookimpl above it",
+    ),
+    "an import that ends the program": ("raise SystemExit('goodbye')", "SystemExit: goodbye"),
     "a name that is none": (LOSS.format(name="Own Loss"), "a component's name is lower-case letters"),
     "a config without build": (
         LOSS.format(name="own").replace("def build", "def make"),
@@ -95,7 +104,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_plugin_that_fails_is_recorded_and_stops_nobody(case, install):
+def test_a_plugin_that_fails_is_recorded_and_stops_nobody(case, install, reidcore):
     code, error = BROKEN[case]
     install("reid-broken", code)
     install("reid-sound", LOSS.format(name="own"), plugin="sound")
@@ -106,6 +115,11 @@ def test_a_plugin_that_fails_is_recorded_and_stops_nobody(case, install):
     assert "Traceback" in record.trace
     assert catalog.find("loss", "own").plugin == "sound"
     assert catalog.find("loss", "triplet").plugin == "core"
+    listed = reidcore("plugins", "--strict")
+    assert listed.status == 1
+    assert any("failed: " in line and error in line for line in listed.out.splitlines())
+    assert reidcore("plugins").status == 0
+    assert "Traceback" in reidcore("plugins", "-v").out
 
 
 def test_a_failed_plugin_is_quoted_when_a_part_is_missing(install):
@@ -115,11 +129,18 @@ def test_a_failed_plugin_is_quoted_when_a_part_is_missing(install):
     assert "note: plugin 'reid-broken' (reid-broken) did not load: ModuleNotFoundError" in str(caught.value)
 
 
-def test_a_plugin_that_needs_another_core_is_not_loaded(install):
-    install("reid-old", "raise SystemExit", requires="reidcore<0.0.1")
+def test_a_plugin_that_needs_another_core_is_not_loaded(install, reidcore):
+    install("reid-old", "raise KeyboardInterrupt", requires="reidcore<0.0.1")
     (record,) = plugin(discover(), "reid-old")
     assert record.status == "failed"
     assert record.error.startswith("needs reidcore<0.0.1, but this is reidcore ")
+    assert reidcore("plugins", "--strict").status == 1
+
+
+def test_a_plugin_that_offers_nothing_is_told_so(install, reidcore):
+    install("reid-empty", "def reidcor_losses(): ...")
+    status, out, _ = reidcore("plugins", "--strict")
+    assert status == 1 and "ok: it offers nothing: none of its functions is a hook" in out
 
 
 def test_a_requirement_on_a_package_of_a_similar_name_is_not_one_on_the_core(install):
@@ -127,12 +148,14 @@ def test_a_requirement_on_a_package_of_a_similar_name_is_not_one_on_the_core(ins
     assert plugin(discover(), "reid-own")[0].status == "ok"
 
 
-def test_two_plugins_of_one_name_fail_both(install):
+def test_two_plugins_of_one_name_fail_both(install, reidcore):
     install("reid-one", LOSS.format(name="own"), plugin="same")
     install("reid-two", LOSS.format(name="other"), plugin="same")
     records = plugin(discover(), "same")
     assert [record.status for record in records] == ["failed", "failed"]
     assert records[0].error == "several plugins are called 'same': reid-one, reid-two"
+    status, out, _ = reidcore("plugins", "--strict")
+    assert status == 1 and out.count("failed: several plugins are called 'same': reid-one, reid-two") == 2
 
 
 def test_nobody_can_take_the_name_of_the_core(install):
@@ -147,15 +170,20 @@ def test_a_bare_name_is_the_cores_part_and_the_full_name_anothers(install):
     catalog = discover()
     assert catalog.find("loss", "triplet").plugin == "core"
     assert catalog.find("loss", "own:triplet").plugin == "own"
+    assert not plugin(catalog, "own")[0].error  # there is no doubt about what is meant
 
 
-def test_a_name_of_two_plugins_is_an_error_only_when_chosen(install):
+def test_a_name_of_two_plugins_is_an_error_only_when_chosen(install, reidcore):
     install("reid-one", LOSS.format(name="own"), plugin="one")
     install("reid-two", LOSS.format(name="own"), plugin="two")
     catalog = discover()
     assert catalog.find("loss", "two:own").plugin == "two"
     with pytest.raises(UnknownComponent, match="'own' is offered by 2 plugins; write 'one:own' or 'two:own'"):
         catalog.find("loss", "own")
+    status, out, _ = reidcore("plugins", "--strict")
+    assert status == 1
+    assert "ok: loss 'own' is offered by two too; recipes must write 'one:own'" in out
+    assert "ok: loss 'own' is offered by one too; recipes must write 'two:own'" in out
 
 
 @pytest.mark.parametrize(("selection", "status"), [("", "disabled"), ("other", "disabled"), (" own , x", "ok")])
@@ -219,3 +247,23 @@ def test_plugins_are_listed_as_json(install, reidcore):
         "error": "",
         "components": {"loss": ["own"]},
     }
+
+
+def test_the_command_line_starts_in_half_a_second_with_50_plugins(install, tmp_path):
+    for number in range(50):
+        install(f"reid-own{number}", LOSS.format(name=f"own{number}"), plugin=f"own{number}")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(package.__file__).parent.parent)]),
+    }
+    command = [sys.executable, "-m", "reidcore", "components", "loss"]
+
+    def seconds() -> float:
+        """Return the processor's time, which other programs do not change as much as that of the clock."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0 and done.stdout.count("own") >= 100
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(5)) < 0.5

@@ -12,7 +12,7 @@ from reidcore.kinds import KINDS
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 if a plugin failed")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if anything is wrong with a plugin")
     parser.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help="a plugin in one file")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the stack of those that failed")
 
@@ -25,13 +25,13 @@ def main(options: Namespace) -> int:
     else:
         rows = [("PLUGIN", "FROM", "VERSION", "STATUS", "OFFERS")]
         for plugin in catalog.plugins:
-            status = f"failed: {plugin.error}" if plugin.status == "failed" else plugin.status
+            status = f"{plugin.status}: {plugin.error}" if plugin.error else plugin.status
             rows.append((plugin.name, plugin.origin, plugin.version, status, _offers(plugin)))
         print_columns(rows)
         if options.verbose:
             for plugin in catalog.failed:
                 print(f"\n{plugin.name}:\n{plugin.trace}")
-    return 1 if options.strict and catalog.failed else 0
+    return 1 if options.strict and any(plugin.error for plugin in catalog.plugins) else 0
 
 
 def _offers(plugin: Plugin) -> str:
