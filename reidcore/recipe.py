@@ -173,7 +173,6 @@ def load_recipe(
         if plugin.origin in map(str, files):
             raise ReidError(f"the plugin {plugin.origin} did not load: {plugin.error}")
     table = {key: value for key, value in document.table.items() if key != VERSIONS}
-    saved_with = [name for name, text in dict(document.table.get(VERSIONS, {})).items() if "sha256:" in str(text)]
     problems: list[Problem] = []
     try:
         recipe: Recipe = make_converter(catalog).structure(table, Recipe)
@@ -181,13 +180,7 @@ def load_recipe(
     except Problems as found:
         problems += found.items
     if problems:
-        given = {file.resolve() for file in files}
-        notes = [
-            f"  note: the recipe was saved by a run with --plugin {name}"
-            for name in saved_with
-            if Path(name) not in given
-        ]
-        raise RecipeError([*_lines(document, problems), *notes])
+        raise RecipeError([*_lines(document, problems), *_missing(document, files)])
     if not recipe.run.name:
         if not default_name:
             raise RecipeError(["run.name: missing; a recipe that is not a file must name its run"])
@@ -342,6 +335,27 @@ def _check_requirements(document: _Document) -> None:
     if problems:
         advice = [f"  to install: pip install {' '.join(repr(text) for text in missing)}"] if missing else []
         raise RecipeError([*_lines(document, problems), *advice])
+
+
+def _missing(document: _Document, files: Iterable[Path]) -> list[str]:
+    """Return a note for each plugin that the run had which saved this recipe, and that is not here."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    given = {file.resolve() for file in files}
+    notes = []
+    for name, text in dict(document.table.get(VERSIONS, {})).items():
+        if "sha256:" in str(text):
+            if Path(name) not in given:
+                notes.append(f"  note: the recipe was saved by a run with --plugin {name}")
+        elif name != "python":
+            try:
+                version(name)
+            except PackageNotFoundError:
+                notes.append(
+                    f"  note: the recipe was saved with {name} {text}, which is not installed; "
+                    f"to install: pip install '{name}=={text}'"
+                )
+    return notes
 
 
 def _cross_check(recipe: Recipe, catalog: Catalog) -> list[Problem]:

@@ -260,3 +260,11 @@ def test_what_cannot_be_a_recipe_is_refused(case, write, reidcore):
 def test_a_recipe_that_is_not_there(tmp_path, reidcore):
     status, _, err = reidcore("check", tmp_path / "no.toml")
     assert (status, err) == (2, f"cannot read the recipe {tmp_path / 'no.toml'}: No such file or directory\n")
+
+
+def test_a_saved_recipe_says_which_plugin_is_missing(write, reidcore):
+    text = '[[train]]\nname = "synthetic"\n[backbone]\nname = "nowhere:net"\n[versions]\nreid-nowhere = "1.2"'
+    status, _, err = reidcore("check", write("r.toml", text))
+    assert status == 2
+    assert "no backbone is called 'nowhere:net'" in err
+    assert "saved with reid-nowhere 1.2, which is not installed; to install: pip install 'reid-nowhere==1.2'" in err
