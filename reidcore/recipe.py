@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
@@ -13,7 +14,7 @@ from attrs import field, frozen
 
 from reidcore.catalog import Catalog, discover
 from reidcore.component import option
-from reidcore.errors import RecipeError, ReidError, os_message
+from reidcore.errors import RecipeError, ReidDeprecationWarning, ReidError, os_message
 from reidcore.kinds import (
     KINDS,
     AggregatorConfig,
@@ -155,7 +156,8 @@ def load_recipe(
 ) -> Loaded:
     """Load a recipe from a TOML file or a table, with `KEY=VALUE` overrides.
 
-    Raises RecipeError with every mistake at once, each as `FILE:LINE: key: what was found; what was expected`.
+    Raises RecipeError with every mistake at once, each as `FILE:LINE: key: what was found; what was expected`. A name
+    that is old or deprecated is a ReidDeprecationWarning of the same form.
     """
     files = tuple(Path(file) for file in plugin_files)
     if isinstance(source, Mapping):
@@ -169,14 +171,17 @@ def load_recipe(
         document = _override(document, text)
     _check_requirements(document)
     catalog = catalog or discover(files)
-    for plugin in catalog.failed:
-        if plugin.origin in map(str, files):
-            raise ReidError(f"the plugin {plugin.origin} did not load: {plugin.error}")
+    require_loaded(catalog, files)
     table = {key: value for key, value in document.table.items() if key != VERSIONS}
-    saved_with = [name for name, text in dict(document.table.get(VERSIONS, {})).items() if "sha256:" in str(text)]
+    versions = document.table.get(VERSIONS, {})
+    if not isinstance(versions, Mapping):
+        message = f"found {versions!r}; expected a table, as a run writes it"
+        raise RecipeError(_lines(document, [Problem((VERSIONS,), message)]))
+    saved_with = [name for name, text in versions.items() if "sha256:" in str(text)]
     problems: list[Problem] = []
+    converter = make_converter(catalog)
     try:
-        recipe: Recipe = make_converter(catalog).structure(table, Recipe)
+        recipe: Recipe = converter.structure(table, Recipe)
         problems += _cross_check(recipe, catalog)
     except Problems as found:
         problems += found.items
@@ -188,11 +193,20 @@ def load_recipe(
             if Path(name) not in given
         ]
         raise RecipeError([*_lines(document, problems), *notes])
+    for line in _lines(document, converter.notices):
+        warnings.warn(line, ReidDeprecationWarning, stacklevel=2)
     if not recipe.run.name:
         if not default_name:
             raise RecipeError(["run.name: missing; a recipe that is not a file must name its run"])
         recipe = attrs.evolve(recipe, run=attrs.evolve(recipe.run, name=default_name))
     return Loaded(recipe, catalog, files)
+
+
+def require_loaded(catalog: Catalog, plugin_files: Iterable[Path]) -> None:
+    """Raise ReidError if one of the plugin files, which somebody asked for, did not load."""
+    for plugin in catalog.failed:
+        if plugin.origin in map(str, plugin_files):
+            raise ReidError(f"the plugin {plugin.origin} did not load: {plugin.error}")
 
 
 def fill(loaded: Loaded, versions: Mapping[str, str] | None = None) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
+from typing import Any
 
 from reidcore import __version__
-from reidcore.errors import ReidError
+from reidcore.errors import ReidDeprecationWarning, ReidError
 
 VERBS = {
     "run": "train and evaluate a recipe",
@@ -37,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import_module(f"reidcore.cli.{verb}").add_arguments(sub)
     options = parser.parse_args(arguments)
     try:
-        status: int = import_module(f"reidcore.cli.{options.verb}").main(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", ReidDeprecationWarning)
+            warnings.showwarning = partial(_show_warning, warnings.showwarning, set())
+            status: int = import_module(f"reidcore.cli.{options.verb}").main(options)
     except ReidError as error:
         print(error, file=sys.stderr)
         return 2
@@ -48,6 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     return status
+
+
+def _show_warning(
+    show: Callable[..., None], shown: set[str], message: Warning | str, category: type[Warning], *where: Any
+) -> None:
+    """Print what is deprecated as one line, once; leave other warnings to `show`."""
+    if not issubclass(category, ReidDeprecationWarning):
+        show(message, category, *where)
+    elif (line := str(message)) not in shown:
+        shown.add(line)
+        print(line, file=sys.stderr)
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import copy
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,6 +50,22 @@ def config_is_frozen_and_keyword_only(kit: Kit) -> None:
         except attrs.exceptions.FrozenInstanceError:
             continue
         raise AssertionError("declare the config with attrs.frozen")
+
+
+def old_names_of_options_lead_to_options(kit: Kit) -> None:
+    """`renamed`, if there is one, leads from keys that nothing else has to options that there are."""
+    names = {field.name for field in attrs.fields(kit.component.config)}
+    taken = names | {"name", *KINDS[kit.kind].reserved}
+    renamed = getattr(kit.component.config, "renamed", None)
+    for old, new in renamed.items() if isinstance(renamed, Mapping) else ():
+        assert new in names, f"renamed leads from '{old}' to '{new}', which is no option"
+        assert old not in taken, f"renamed has '{old}' for an old name, but that is a key still"
+
+
+def a_deprecation_says_what_to_use(kit: Kit) -> None:
+    """`deprecated` names, in quotes, what to write instead."""
+    text = kit.component.deprecated
+    assert not text or re.search(r"'[^']+'", text), f"write deprecated=\"use 'its replacement'\", found {text!r}"
 
 
 # networks in general
@@ -717,7 +734,12 @@ _NETWORK = (
 )
 
 CHECKS: dict[str, tuple[Callable[[Kit], None], ...]] = {
-    "every": (has_a_summary_and_help_for_every_option, config_is_frozen_and_keyword_only),
+    "every": (
+        has_a_summary_and_help_for_every_option,
+        config_is_frozen_and_keyword_only,
+        old_names_of_options_lead_to_options,
+        a_deprecation_says_what_to_use,
+    ),
     "backbone": (
         maps_have_the_published_shapes,
         gives_the_maps_that_are_wanted_and_no_others,
