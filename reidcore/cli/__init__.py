@@ -18,6 +18,7 @@ VERBS = {
     "check": "report every mistake in a recipe",
     "fill": "print a recipe with every default written out",
     "components": "list what recipes can choose from, and the options",
+    "schema": "print the JSON schema of recipes, for editors",
     "plugins": "list the installed plugins and what became of them",
     "evaluate": "evaluate a finished run again",
     "compare": "set runs side by side, and say which differences are more than chance",
