@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -20,7 +21,7 @@ from attrs import frozen
 
 from reidcore import hookspecs
 from reidcore.component import Component
-from reidcore.errors import ReidError, UnknownComponent
+from reidcore.errors import ReidDeprecationWarning, ReidError, UnknownComponent
 from reidcore.kinds import KINDS, Kind
 
 GROUP = "reidcore"
@@ -77,7 +78,11 @@ class Catalog:
         Raises UnknownComponent with the nearest names, or with both full names where two plugins offer it.
         """
         plugin, _, bare = name.rpartition(":")
-        offers = [item for item in self.components(kind) if item.name == bare and plugin in ("", item.plugin)]
+        offers = [
+            item
+            for item in self.components(kind)
+            if bare in (item.name, *item.old_names) and plugin in ("", item.plugin)
+        ]
         core = [item for item in offers if item.plugin == CORE]
         if core or len(offers) == 1:
             return (core or offers)[0]
@@ -86,11 +91,25 @@ class Catalog:
             raise UnknownComponent(f"'{name}' is offered by {len(offers)} plugins; write {choices}")
         raise UnknownComponent(self._unknown(KINDS[kind], name, plugin, bare))
 
+    def names(self, kind: str, component: Component) -> tuple[str, ...]:
+        """Return the names by which a recipe can choose a component, the shortest first and old ones last."""
+
+        def finds(name: str) -> bool:
+            try:
+                return self.find(kind, name) is component
+            except UnknownComponent:  # several plugins offer it
+                return False
+
+        names = (component.name, *component.old_names)
+        return tuple(form for name in names for form in (name, f"{component.plugin}:{name}") if finds(form))
+
     def build(self, kind: str, name: str, options: Mapping[str, Any] | None = None, *args: Any) -> Any:
         """Build a part from its name and options, outside any recipe; `args` go to the config's `build`."""
         from reidcore.structure import structure
 
         component = self.find(kind, name)
+        if notice := component.notice(name):
+            warnings.warn(notice, ReidDeprecationWarning, stacklevel=2)
         return structure(dict(options or {}), component.config, self, where=component.name).build(*args)
 
     def _unknown(self, kind: Kind, name: str, plugin: str, bare: str) -> str:
@@ -228,12 +247,15 @@ def _refuse_unknown_hooks(part: object) -> None:
 
 def _offers(manager: pluggy.PluginManager, kind: Kind, plugin: str) -> tuple[Component, ...]:
     found: dict[str, Component] = {}
+    names: set[str] = set()
     implementations = getattr(manager.hook, kind.hook).get_hookimpls()
     for item in (item for implementation in implementations for item in implementation.function()):
         if not isinstance(item, Component):
             raise ReidError(f"{kind.hook} must yield Component(name=..., config=...), it yielded {item!r}")
-        if item.name in found:
-            raise ReidError(f"it offers two {kind.plural} called '{item.name}'")
+        for name in (item.name, *item.old_names):
+            if name in names:
+                raise ReidError(f"it offers two {kind.plural} called '{name}'")
+            names.add(name)
         if any(other.config is item.config for other in found.values()):  # a filled recipe could not tell them apart
             raise ReidError(f"{kind.name} '{item.name}' shares its config class with another; make a subclass")
         for field in attrs.fields(item.config):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
-from attrs import NOTHING, frozen
+from attrs import NOTHING, frozen, validators
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -42,6 +42,20 @@ def option(
     return attrs.field(default=default, metadata=metadata, validator=validator)
 
 
+def default_of(field: attrs.Attribute[Any]) -> Any:
+    """Return an option's default, NOTHING if it must be given."""
+    default: Any = field.default
+    return default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
+
+
+def renamed_options(config: type) -> Mapping[str, str]:
+    """Return what the options of a config class were called before, `{"old": "new"}`, as far as it can be."""
+    renamed = getattr(config, "renamed", None)
+    names = {field.name for field in attrs.fields(config)}
+    pairs = renamed.items() if isinstance(renamed, Mapping) else ()
+    return {old: new for old, new in pairs if new in names and old not in names}
+
+
 def describe_bounds(bounds: dict[str, float]) -> str:
     """Return the bounds as words: "at least 0 and below 1"."""
     return " and ".join(f"{_BOUNDS[name][1]} {bound}" for name, bound in bounds.items())
@@ -70,16 +84,32 @@ class Component:
 
     The first line of `config`'s docstring is the summary, its fields are the options, and its `build(...)` makes
     the part (`reidcore.kinds` has one signature a kind). `plugin` is filled in by the catalog.
+
+    What recipes say is not broken but deprecated. A component that got another name keeps what it was called in
+    `old_names`. One that will be taken out has in `deprecated` what to do instead: "use 'gem'". An option that got
+    another name is in the config's class attribute `renamed: ClassVar[Mapping[str, str]] = {"old": "new"}`. Each still
+    works, with a warning that says what to write.
     """
 
     name: str = attrs.field(validator=_check_name)
     config: type = attrs.field(validator=_check_config)
+    old_names: tuple[str, ...] = attrs.field(
+        default=(), validator=validators.deep_iterable(_check_name, validators.instance_of(tuple))
+    )
+    deprecated: str = attrs.field(default="", validator=validators.instance_of(str))
     plugin: str = ""
 
     @property
     def full_name(self) -> str:
         """`plugin:name`, which is never ambiguous."""
         return f"{self.plugin}:{self.name}"
+
+    def notice(self, name: str) -> str:
+        """What to tell who chooses it by `name`, which may be old or deprecated; empty when it is neither."""
+        plugin, colon, bare = name.rpartition(":")
+        if self.deprecated:
+            return f"'{name}' is deprecated; {self.deprecated}"
+        return "" if bare == self.name else f"'{name}' is an old name; write '{plugin}{colon}{self.name}'"
 
     @property
     def summary(self) -> str:

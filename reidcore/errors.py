@@ -1,4 +1,4 @@
-"""Errors that a person can mend. The command line prints these as one message and exits with 2."""
+"""What a person can mend: errors, which the command line prints as one message and exits with 2, and a warning."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +30,10 @@ class DataError(ReidError):
 
 class RunError(ReidError):
     """A run that cannot start, or that had to stop."""
+
+
+class ReidDeprecationWarning(FutureWarning):
+    """A name that still works and will not for ever; the message says what to write instead."""
 
 
 def os_message(error: OSError, doing: str, path: Path) -> str:

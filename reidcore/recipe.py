@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
@@ -13,7 +14,7 @@ from attrs import field, frozen
 
 from reidcore.catalog import Catalog, discover
 from reidcore.component import option
-from reidcore.errors import RecipeError, ReidError, os_message
+from reidcore.errors import RecipeError, ReidDeprecationWarning, ReidError, os_message
 from reidcore.kinds import (
     KINDS,
     AggregatorConfig,
@@ -155,7 +156,8 @@ def load_recipe(
 ) -> Loaded:
     """Load a recipe from a TOML file or a table, with `KEY=VALUE` overrides.
 
-    Raises RecipeError with every mistake at once, each as `FILE:LINE: key: what was found; what was expected`.
+    Raises RecipeError with every mistake at once, each as `FILE:LINE: key: what was found; what was expected`. A name
+    that is old or deprecated is a ReidDeprecationWarning of the same form.
     """
     files = tuple(Path(file) for file in plugin_files)
     if isinstance(source, Mapping):
@@ -169,23 +171,35 @@ def load_recipe(
         document = _override(document, text)
     _check_requirements(document)
     catalog = catalog or discover(files)
-    for plugin in catalog.failed:
-        if plugin.origin in map(str, files):
-            raise ReidError(f"the plugin {plugin.origin} did not load: {plugin.error}")
+    require_loaded(catalog, files)
     table = {key: value for key, value in document.table.items() if key != VERSIONS}
+    versions = document.table.get(VERSIONS, {})
+    if not isinstance(versions, Mapping):
+        message = f"found {versions!r}; expected a table, as a run writes it"
+        raise RecipeError(_lines(document, [Problem((VERSIONS,), message)]))
     problems: list[Problem] = []
+    converter = make_converter(catalog)
     try:
-        recipe: Recipe = make_converter(catalog).structure(table, Recipe)
+        recipe: Recipe = converter.structure(table, Recipe)
         problems += _cross_check(recipe, catalog)
     except Problems as found:
         problems += found.items
     if problems:
-        raise RecipeError([*_lines(document, problems), *_missing(document, files)])
+        raise RecipeError([*_lines(document, problems), *_missing(versions, files)])
+    for line in _lines(document, converter.notices):
+        warnings.warn(line, ReidDeprecationWarning, stacklevel=2)
     if not recipe.run.name:
         if not default_name:
             raise RecipeError(["run.name: missing; a recipe that is not a file must name its run"])
         recipe = attrs.evolve(recipe, run=attrs.evolve(recipe.run, name=default_name))
     return Loaded(recipe, catalog, files)
+
+
+def require_loaded(catalog: Catalog, plugin_files: Iterable[Path]) -> None:
+    """Raise ReidError if one of the plugin files, which somebody asked for, did not load."""
+    for plugin in catalog.failed:
+        if plugin.origin in map(str, plugin_files):
+            raise ReidError(f"the plugin {plugin.origin} did not load: {plugin.error}")
 
 
 def fill(loaded: Loaded, versions: Mapping[str, str] | None = None) -> str:
@@ -337,13 +351,13 @@ def _check_requirements(document: _Document) -> None:
         raise RecipeError([*_lines(document, problems), *advice])
 
 
-def _missing(document: _Document, files: Iterable[Path]) -> list[str]:
+def _missing(versions: Mapping[str, Any], files: Iterable[Path]) -> list[str]:
     """Return a note for each plugin that the run had which saved this recipe, and that is not here."""
     from importlib.metadata import PackageNotFoundError, version
 
     given = {file.resolve() for file in files}
     notes = []
-    for name, text in dict(document.table.get(VERSIONS, {})).items():
+    for name, text in versions.items():
         if "sha256:" in str(text):
             if Path(name) not in given:
                 notes.append(f"  note: the recipe was saved by a run with --plugin {name}")

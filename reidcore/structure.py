@@ -5,6 +5,7 @@ cattrs dispatches on types; its lenient defaults (3.7 becomes 3, "abc" a list of
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -17,8 +18,8 @@ from attrs import frozen
 from cattrs import Converter
 
 from reidcore.catalog import Catalog
-from reidcore.component import Component
-from reidcore.errors import RecipeError, UnknownComponent
+from reidcore.component import Component, renamed_options
+from reidcore.errors import RecipeError, ReidDeprecationWarning, UnknownComponent
 from reidcore.kinds import KINDS, Kind
 from reidcore.locate import Path as TomlPath
 
@@ -35,7 +36,7 @@ _SCALARS: dict[type, tuple[tuple[type, ...], str]] = {
 
 @frozen
 class Problem:
-    """One mistake: where in the document, and what to say of it."""
+    """One mistake, or one old name: where in the document, and what to say of it."""
 
     path: TomlPath
     message: str
@@ -54,9 +55,28 @@ class Problems(Exception):
         return cls([Problem((), message)])
 
 
-def make_converter(catalog: Catalog) -> Converter:
+class StrictConverter(Converter):
+    """A converter that keeps in `notices` what was accepted but should be written otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notices: list[Problem] = []
+
+    def below(self, prefix: TomlPath, value: Any, cls: Any) -> Any:
+        """Structure what stands at `prefix`, which the paths of its problems and notices then begin with."""
+        before = len(self.notices)
+        try:
+            result = self.structure(value, cls)
+        except Problems as found:
+            del self.notices[before:]
+            raise Problems([Problem((*prefix, *item.path), item.message) for item in found.items]) from None
+        self.notices[before:] = [Problem((*prefix, *item.path), item.message) for item in self.notices[before:]]
+        return result
+
+
+def make_converter(catalog: Catalog) -> StrictConverter:
     """Return a strict converter in which the type of a kind's config means: choose by name, then structure."""
-    converter = Converter()
+    converter = StrictConverter()
     for scalar in _SCALARS:
         converter.register_structure_hook(scalar, _scalar)
     converter.register_structure_hook_factory(attrs.has, lambda cls: partial(_attrs, converter))
@@ -72,14 +92,16 @@ def make_converter(catalog: Catalog) -> Converter:
 
 def structure(table: Any, cls: type[T], catalog: Catalog, where: str = "") -> T:
     """Return `table` as a `cls`, or raise RecipeError with one line a problem, each beginning with `where`."""
+    converter = make_converter(catalog)
+    prefix = (where,) if where else ()
     try:
-        return make_converter(catalog).structure(table, cls)
+        result: T = converter.below(prefix, table, cls)
     except Problems as problems:
-        lines = []
-        for item in problems.items:
-            key = ".".join(map(str, (where, *item.path) if where else item.path))
-            lines.append(f"{key}: {item.message}")
-        raise RecipeError(lines) from None
+        raise RecipeError(f"{'.'.join(map(str, item.path))}: {item.message}" for item in problems.items) from None
+    for item in converter.notices:
+        text = f"{'.'.join(map(str, item.path))}: {item.message}"
+        warnings.warn(text, ReidDeprecationWarning, stacklevel=2)
+    return result
 
 
 def describe_type(cls: Any) -> str:
@@ -139,19 +161,19 @@ def _literal(value: Any, cls: Any) -> Any:
     raise Problems.one(f"found {_show(value)}; expected {describe_type(cls)}{hint}")
 
 
-def _union(converter: Converter, value: Any, cls: Any) -> Any:
+def _union(converter: StrictConverter, value: Any, cls: Any) -> Any:
     members = [member for member in get_args(cls) if member is not NoneType]
     if len(members) == 1:
         return converter.structure(value, members[0])
     for member in members:
         try:
-            return converter.structure(value, member)
+            return converter.below((), value, member)
         except Problems:
             continue
     raise Problems.one(f"found {_show(value)}; expected {describe_type(cls)}")
 
 
-def _sequence(converter: Converter, value: Any, cls: Any) -> tuple[Any, ...] | list[Any]:
+def _sequence(converter: StrictConverter, value: Any, cls: Any) -> tuple[Any, ...] | list[Any]:
     arguments = get_args(cls)
     variable = get_origin(cls) is list or (len(arguments) == 2 and arguments[1] is Ellipsis)
     if not isinstance(value, (list, tuple)):
@@ -161,32 +183,34 @@ def _sequence(converter: Converter, value: Any, cls: Any) -> tuple[Any, ...] | l
     if not variable and len(value) != len(arguments):
         raise Problems.one(f"found an array of {len(value)}; expected {describe_type(cls)}")
     types = [arguments[0]] * len(value) if variable else list(arguments)
-    items, problems = [], []
+    items: list[Any] = []
+    problems: list[Problem] = []
     for index, (item, item_type) in enumerate(zip(value, types, strict=True)):
         try:
-            items.append(converter.structure(item, item_type))
+            items.append(converter.below((index,), item, item_type))
         except Problems as found:
-            problems += [Problem((index, *problem.path), problem.message) for problem in found.items]
+            problems += found.items
     if problems:
         raise Problems(problems)
     return items if get_origin(cls) is list else tuple(items)
 
 
-def _mapping(converter: Converter, value: Any, cls: Any) -> dict[str, Any]:
+def _mapping(converter: StrictConverter, value: Any, cls: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise Problems.one(f"found {_show(value)}; expected a table")
-    result, problems = {}, []
+    result: dict[str, Any] = {}
+    problems: list[Problem] = []
     for key, item in value.items():
         try:
-            result[key] = converter.structure(item, get_args(cls)[1])
+            result[key] = converter.below((key,), item, get_args(cls)[1])
         except Problems as found:
-            problems += [Problem((key, *problem.path), problem.message) for problem in found.items]
+            problems += found.items
     if problems:
         raise Problems(problems)
     return result
 
 
-def _choose(catalog: Catalog, converter: Converter, kind: Kind, table: Any, _: Any) -> Any:
+def _choose(catalog: Catalog, converter: StrictConverter, kind: Kind, table: Any, _: Any) -> Any:
     """Structure a table with the config class of the component that its key `name` chooses."""
     if not isinstance(table, Mapping):
         raise Problems.one(f"found {_show(table)}; expected a table with the name of {kind.one}")
@@ -200,6 +224,8 @@ def _choose(catalog: Catalog, converter: Converter, kind: Kind, table: Any, _: A
         component = catalog.find(kind.name, name)
     except UnknownComponent as error:
         raise Problems([Problem(("name",), str(error))]) from None
+    if notice := component.notice(name):
+        converter.notices.append(Problem(("name",), notice))
     options = _Rest({key: value for key, value in table.items() if key != "name"})
     options.siblings = getattr(table, "siblings", ())
     return _attrs(converter, options, component.config)
@@ -211,7 +237,7 @@ class _Rest(dict[str, Any]):
     siblings: tuple[str, ...] = ()
 
 
-def _attrs(converter: Converter, table: Any, cls: Any) -> Any:
+def _attrs(converter: StrictConverter, table: Any, cls: Any) -> Any:
     """Structure a table as an attrs class; keys that the class does not have go to its `inline` field, if any."""
     if not isinstance(table, Mapping):
         raise Problems.one(f"found {_show(table)}; expected a table")
@@ -219,12 +245,21 @@ def _attrs(converter: Converter, table: Any, cls: Any) -> Any:
     fields = {field.name: field for field in attrs.fields(cls)}
     inline = next((name for name, field in fields.items() if field.metadata.get("inline")), None)
     given = {key: value for key, value in table.items() if key in fields and key != inline}
-    rest = _Rest({key: value for key, value in table.items() if key not in given})
-    rest.siblings = tuple(name for name in fields if name != inline)
     values: dict[str, Any] = {}
     problems: list[Problem] = []
+    renamed = renamed_options(cls)
+    written = {}  # the key in the table, where it is an old name
+    for old, new in renamed.items():
+        if old in table and new in given:
+            problems.append(Problem((old,), f"an old name of '{new}', which is given already; leave it out"))
+        elif old in table:
+            converter.notices.append(Problem((old,), f"an old name; write '{new}'"))
+            given[new] = table[old]
+            written[new] = old
+    rest = _Rest({key: value for key, value in table.items() if key not in given and key not in renamed})
+    rest.siblings = tuple(name for name in fields if name != inline)
     for name, field in fields.items():
-        prefix: TomlPath = () if name == inline else (name,)
+        prefix: TomlPath = () if name == inline else (written.get(name, name),)
         if name == inline:
             source: Any = rest
         elif name in given or "default_table" in field.metadata:
@@ -237,11 +272,11 @@ def _attrs(converter: Converter, table: Any, cls: Any) -> Any:
                 problems.append(Problem((name,), f"missing; expected {_expected(field)}"))
             continue
         try:
-            values[name] = converter.structure(source, field.type)
+            values[name] = converter.below(prefix, source, field.type)
             if field.validator is not None:
                 field.validator(None, field, values[name])
         except Problems as found:
-            problems += [Problem((*prefix, *problem.path), problem.message) for problem in found.items]
+            problems += found.items
         except ValueError as error:
             problems.append(Problem(prefix, str(error)))
     if inline is None:

@@ -11,7 +11,7 @@ import reidcore as package
 
 ROOT = Path(package.__file__).parent
 PUBLIC = {"hookspecs", "kinds", "types", "component", "errors", "retrieval", "export", "testing", "layers", "weights"}
-ORDER = ["errors", "types", "kinds", "component", "hookspecs", "catalog", "structure", "recipe", "cli"]
+ORDER = ["errors", "types", "kinds", "component", "hookspecs", "catalog", "structure", "recipe", "schema", "cli"]
 PLUGINS = [file.parent for file in sorted(Path(__file__).parent.parent.glob("plugins/*/reid_*/__init__.py"))]
 
 
@@ -77,7 +77,7 @@ def test_parts_import_public_modules_only():
     assert not outside
 
 
-VERBS = [["components"], ["components", "loss", "triplet"], ["plugins"], ["--version"]]
+VERBS = [["components"], ["components", "loss", "triplet"], ["schema"], ["plugins"], ["--version"]]
 
 
 @pytest.mark.parametrize("verb", [*VERBS, ["check"], ["fill"]], ids=" ".join)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from reidcore import __version__
-from reidcore.errors import ReidError
+from reidcore.errors import ReidDeprecationWarning, ReidError
 
 VERBS = {
     "run": "train and evaluate a recipe",
     "check": "report every mistake in a recipe",
     "fill": "print a recipe with every default written out",
     "components": "list what recipes can choose from, and the options",
+    "schema": "print the JSON schema of recipes, for editors",
     "plugins": "list the installed plugins and what became of them",
     "new-plugin": "write a package with a part of your own, to start from",
     "evaluate": "evaluate a finished run again",
@@ -39,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _module(verb).add_arguments(sub)
     options = parser.parse_args(arguments)
     try:
-        status: int = _module(options.verb).main(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", ReidDeprecationWarning)
+            warnings.showwarning = partial(_show_warning, warnings.showwarning, set())
+            status: int = _module(options.verb).main(options)
     except ReidError as error:
         print(error, file=sys.stderr)
         return 2
@@ -54,6 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _module(verb: str) -> Any:
     return import_module(f"reidcore.cli.{verb.replace('-', '_')}")
+
+
+def _show_warning(
+    show: Callable[..., None], shown: set[str], message: Warning | str, category: type[Warning], *where: Any
+) -> None:
+    """Print what is deprecated as one line, once; leave other warnings to `show`."""
+    if not issubclass(category, ReidDeprecationWarning):
+        show(message, category, *where)
+    elif (line := str(message)) not in shown:
+        shown.add(line)
+        print(line, file=sys.stderr)
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import copy
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -94,6 +95,22 @@ discover()
 print(*sorted({{"torch", "torchvision", "timm", "faiss", "PIL"}} & set(sys.modules)))
 """
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def old_names_of_options_lead_to_options(kit: Kit) -> None:
+    """`renamed`, if there is one, leads from keys that nothing else has to options that there are."""
+    names = {field.name for field in attrs.fields(kit.component.config)}
+    taken = names | {"name", *KINDS[kit.kind].reserved}
+    renamed = getattr(kit.component.config, "renamed", None)
+    for old, new in renamed.items() if isinstance(renamed, Mapping) else ():
+        assert new in names, f"renamed leads from '{old}' to '{new}', which is no option"
+        assert old not in taken, f"renamed has '{old}' for an old name, but that is a key still"
+
+
+def a_deprecation_says_what_to_use(kit: Kit) -> None:
+    """`deprecated` names, in quotes, what to write instead."""
+    text = kit.component.deprecated
+    assert not text or re.search(r"'[^']+'", text), f"write deprecated=\"use 'its replacement'\", found {text!r}"
 
 
 # networks in general
@@ -859,6 +876,8 @@ CHECKS: dict[str, tuple[Callable[[Kit], None], ...]] = {
         comes_back_from_a_recipe,
         unknown_options_are_refused,
         is_described_without_torch,
+        old_names_of_options_lead_to_options,
+        a_deprecation_says_what_to_use,
     ),
     "backbone": (
         maps_have_the_published_shapes,
