@@ -42,7 +42,8 @@ class SplitAttention(nn.Module):
         x = self.relu(self.bn0(self.conv(x)))
         means = reduce(torch.add, x.mean((2, 3), keepdim=True).chunk(self.radix, 1))
         scores = torch.stack(self.fc2(self.relu(self.bn1(self.fc1(means)))).chunk(self.radix, 1))  # (R, B, C, 1, 1)
-        weights = (scores.softmax(0) if self.radix > 1 else scores.sigmoid()).to(x.dtype)  # autocast's is float32
+        weights = scores.softmax(0) if self.radix > 1 else scores.sigmoid()
+        weights = weights.to(x.dtype)  # autocast on CUDA makes a softmax float32, and would make the map so
         # split by split: a sum over a dimension of its own would leave the channels-last layout
         return reduce(torch.add, map(torch.mul, x.chunk(self.radix, 1), weights))
 

@@ -202,7 +202,7 @@ def test_channels_last_and_bfloat16_are_kept_from_end_to_end(options: dict[str, 
     assert found.is_contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = last.float()(images.float(), ["stage4"])["stage4"]
-    assert rounded.dtype == torch.bfloat16  # no weights in float32 have widened a map
+    assert rounded.dtype == torch.bfloat16
     assert rounded.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -83,14 +83,13 @@ def test_every_network_has_timms_parameters(name: str) -> None:
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 32), (75, 41)])
-def test_the_published_resnest50_has_timms_maps(height: int, width: int) -> None:
+def test_the_published_resnest50_has_timms_maps() -> None:
     torch.manual_seed(0)
     theirs = randomized(timm.create_model("resnest50d"))
-    assert_same_maps(build("resnest50", height, width, last_stride=2), theirs, height, width)
+    assert_same_maps(build("resnest50", 75, 41, last_stride=2), theirs, 75, 41)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["resnest101", "resnest269"])
 def test_a_narrow_network_has_timms_maps(name: str) -> None:
     torch.manual_seed(0)
     assert_same_maps(build(name, base=8, last_stride=2), randomized(narrow(name, 8)))
