@@ -18,6 +18,7 @@ from reidcore.component import Component, default_of, option
 from reidcore.errors import RecipeError
 from reidcore.kinds import KINDS, LossConfig
 from reidcore.recipe import Recipe, fill, load_recipe
+from reidcore.scaffold import new_plugin
 from reidcore.schema import recipe_schema
 from reidcore.structure import Problems, make_converter
 
@@ -349,19 +350,19 @@ def test_what_is_old_or_deprecated_is_marked():
     assert summaries["nest"].startswith("'nest' is an old name; write 'nested'. ")
 
 
-def test_a_name_of_two_plugins_is_offered_in_full(write):
-    code = Path(FOLDER / "minimal-plugin" / "reid_minimal" / "__init__.py").read_text()
+def test_a_name_of_two_plugins_is_offered_in_full(write, tmp_path):
+    code = (new_plugin("reid-own", "loss", tmp_path) / "reid_own" / "__init__.py").read_text()
     files = [write("one.py", code), write("two.py", code)]
     names = recipe_schema(discover(files))["$defs"]["LossTerm-item"]["properties"]["name"]["enum"]
-    assert {"one:spread", "two:spread"} <= set(names)
-    assert "spread" not in names
+    assert {"one:own", "two:own"} <= set(names)
+    assert "own" not in names
 
 
 def test_the_verb_prints_it_or_writes_it(write, tmp_path, reidcore):
-    plugin = write("idea.py", (FOLDER / "minimal-plugin" / "reid_minimal" / "__init__.py").read_text())
+    plugin = write("idea.py", (new_plugin("reid-own", "loss", tmp_path) / "reid_own" / "__init__.py").read_text())
     status, out, err = reidcore("schema", "--plugin", plugin)
     assert (status, err) == (0, "")
-    assert mistakes(tomli.loads(f'[[loss]]\nname = "idea:spread"\nscale = 2.0\n{TRAIN}'), json.loads(out)) == []
+    assert mistakes(tomli.loads(f'[[loss]]\nname = "idea:own"\nmargin = 0.2\n{TRAIN}'), json.loads(out)) == []
     file = tmp_path / "recipe.schema.json"
     status, said, _ = reidcore("schema", "--plugin", plugin, "-o", file)
     assert (status, file.read_text()) == (0, out)
