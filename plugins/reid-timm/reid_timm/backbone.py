@@ -34,6 +34,7 @@ class TimmBackbone(nn.Module):
     does not take the size or an option, or has no such maps.
     """
 
+    model: Any
     shapes: Mapping[str, MapShape]
 
     def __init__(
@@ -57,7 +58,7 @@ class TimmBackbone(nn.Module):
             options["output_stride"] = output_stride
         if settings.fixed_input_size:
             options["img_size"] = self.size
-        with torch.device("meta"):  # shapes and gradients say what it offers, whatever the values
+        with torch.device("meta"), torch.enable_grad():  # shapes and gradients tell the maps, whatever the values
             self.model = create(name, weights, **options)
             unused = self._explore()
         if torch.get_default_device().type != "meta":
@@ -89,7 +90,8 @@ class TimmBackbone(nn.Module):
                 f"({type(error).__name__}: {error}); try a square, multiples of 32, or another model"
             ) from None
         self.shapes = {
-            name: MapShape(*x.shape[1:], signed=x.grad_fn.name() not in RECTIFIED) for name, x in maps.items()
+            name: MapShape(x.shape[1], x.shape[2], x.shape[3], x.grad_fn.name() not in RECTIFIED)
+            for name, x in maps.items()
         }
         parameters = dict(self.model.named_parameters())
         total = torch.stack([x.sum() for x in maps.values()]).sum()
@@ -114,12 +116,15 @@ class TimmBackbone(nn.Module):
         if not early:
             maps = self._last(self.model.forward_features(images))
             return {name: maps[name] for name in want}
-        take = {"indices": [self.early[name] for name in early], "output_fmt": "NCHW"}
+        indices = [self.early[name] for name in early]
         if len(early) == len(set(want)):
-            stages = self.model.forward_intermediates(images, **take, stop_early=True, intermediates_only=True)
+            stages = self.model.forward_intermediates(
+                images, indices=indices, stop_early=True, intermediates_only=True, output_fmt="NCHW"
+            )
             return dict(zip(early, stages, strict=True))
-        final, stages = self.model.forward_intermediates(images, **take)
-        maps = {**dict(zip(early, stages, strict=True)), **self._last(final)}
+        indices.append(len(self.model.feature_info) - 1)  # some models end at the last index, asked to stop or not
+        final, stages = self.model.forward_intermediates(images, indices=indices, output_fmt="NCHW")
+        maps = {**dict(zip(early, stages[:-1], strict=True)), **self._last(final)}
         return {name: maps[name] for name in want}
 
     def _last(self, x: Tensor) -> dict[str, Tensor]:
@@ -132,7 +137,7 @@ class TimmBackbone(nn.Module):
         if getattr(self.model, "fc_norm", None) is not None:  # the last norm, of models that pool before it
             x = self.model.fc_norm(x)
         image = x[:, -self.grid[0] * self.grid[1] :]
-        maps = {self.last: image.transpose(1, 2).unflatten(2, self.grid)}
+        maps = {self.last: image.transpose(1, 2).reshape(len(x), -1, *self.grid)}
         if self.has_token:
             maps["token"] = x[:, 0, :, None, None]
         return maps

@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 from timm.models import PretrainedCfg
-from torch import nn
 
 from reidcore.errors import ContractError, ReidError
 from reidcore.weights import leave_out, read_state
@@ -26,14 +25,19 @@ def published(name: str) -> PretrainedCfg:
         near = get_close_matches(architecture, timm.list_models(), 3)
         hint = f"did you mean {_join(near)}?" if near else "timm.list_models() returns those that there are"
         raise ReidError(f"backbone.model: timm {timm.__version__} has no model '{architecture}'; {hint}")
-    tagged = [other for other in timm.list_pretrained() if other.startswith(f"{architecture}.")]
-    if tag and name not in tagged:
+    try:
+        settings = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        tagged = [other for other in timm.list_pretrained() if other.startswith(f"{architecture}.")]
         hint = f"write {_join([architecture, *tagged])}"
-        raise ReidError(f"backbone.model: timm {timm.__version__} has no weights '{tag}' of {architecture}; {hint}")
-    return timm.get_pretrained_cfg(name)
+        raise ReidError(
+            f"backbone.model: timm {timm.__version__} has no weights '{tag}' of {architecture}; {hint}"
+        ) from None
+    assert settings is not None
+    return settings
 
 
-def create(name: str, weights: str, **options: Any) -> nn.Module:
+def create(name: str, weights: str, **options: Any) -> Any:
     """Build model `name` with timm's `options` and without the classifier's weights.
 
     `weights` are "pretrained", which timm fetches, "none", or a file with the model's names. timm's own conversion fits
@@ -70,7 +74,7 @@ def create(name: str, weights: str, **options: Any) -> nn.Module:
     # without a classifier on either side, timm requires that each name be found
     overlay = {"state_dict": adapt(read_state(path)), "num_classes": 0, "label_offset": None}
     try:
-        model = timm.create_model(name, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        model: Any = timm.create_model(name, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except Exception as error:  # the conversions look for what tells formats apart, and may trip over any file
         raise ReidError(f"backbone.weights: {path} does not fit {name}: {_say(error)}") from None
     del model.pretrained_cfg["state_dict"]
