@@ -50,7 +50,7 @@ def page(kind: Kind) -> str:
     ]
     if kind.reserved:
         keys = ", ".join(f"`{key}`" for key in kind.reserved)
-        lines += [f"- No option can be called {keys}: the core reads these keys in the same table."]
+        lines += [f"- What the core reads in the same table, and no option can be called: {keys}."]
     for part in _parts(kind):
         lines += ["", f"## {part.__name__}", "", *_document(part), *_members(part)]
     lines += ["", "## What the checks ask", "", "`reidcore.testing.contract` makes a test of each.", ""]

@@ -8,12 +8,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
 from difflib import get_close_matches
-from functools import cache
-from importlib.metadata import EntryPoint, PackageMetadata, distributions
+from functools import cache, partial
+from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, Literal
+from types import ModuleType, NoneType, SimpleNamespace, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import attrs
 import pluggy
@@ -61,7 +62,7 @@ class Catalog:
         for plural, components in offers.items():
             offer = hookspecs.hookimpl(lambda components=tuple(components): components)
             setattr(given, f"reidcore_{plural}", offer)
-        return cls((_core(), _load("given", "given", "", lambda: given)))
+        return cls((_core(), _load("given", "given", str, lambda: given)))
 
     @property
     def failed(self) -> tuple[Plugin, ...]:
@@ -84,6 +85,7 @@ class Catalog:
             if bare in (item.name, *item.old_names) and plugin in ("", item.plugin)
         ]
         core = [item for item in offers if item.plugin == CORE]
+        offers = [item for item in offers if item.name == bare] or offers  # what is called so now
         if core or len(offers) == 1:
             return (core or offers)[0]
         if offers:
@@ -116,7 +118,9 @@ class Catalog:
         names = {item.name for item in self.components(kind.name)}
         text = f"no {kind.name} is called '{name}'"
         others = [other.one for other in KINDS.values() if bare in {i.name for i in self.components(other.name)}]
-        if plugin and bare in names:
+        if plugin and plugin not in {known.name for known in self.plugins}:
+            text += f"; no plugin '{plugin}' is installed (its package may be called reid-{plugin})"
+        elif plugin and bare in names:
             providers = ", ".join(repr(i.full_name) for i in self.components(kind.name) if i.name == bare)
             text += f"; there is {providers}"
         elif others:
@@ -139,15 +143,15 @@ def discover(files: Iterable[Path] = ()) -> Catalog:
     to those named; empty means none. A plugin that fails is recorded and stops nobody else.
     """
     plugins = [_core(), *_installed()]
-    for file in files:
-        plugins.append(_load(file.stem, str(file), "", lambda file=file: _import_file(file)))  # type: ignore[misc]
+    for file in {file.resolve(): file for file in files}.values():
+        plugins.append(_load(file.stem, str(file), str, partial(_import_file, file)))
     return Catalog(tuple(_with_rivals(_without_clashes(plugins))))
 
 
 def _core() -> Plugin:
     from reidcore import __version__, builtin
 
-    plugin = _load(CORE, "reidcore", __version__, lambda: builtin, *builtin.parts())
+    plugin = _load(CORE, "reidcore", lambda: __version__, lambda: builtin, *builtin.parts())
     if plugin.status == "failed":  # the core is not a plugin that one can do without
         raise AssertionError(plugin.trace)
     return plugin
@@ -156,39 +160,39 @@ def _core() -> Plugin:
 def _installed() -> list[Plugin]:
     wanted = os.environ.get(SELECTION)
     names = None if wanted is None else {name.strip() for name in wanted.split(",")} - {""}
-    found: dict[tuple[str, str], tuple[EntryPoint, PackageMetadata]] = {}
+    found: dict[tuple[str, str], tuple[EntryPoint, Distribution]] = {}
     for distribution in distributions():
         for entry in distribution.entry_points:
             if entry.group == GROUP:  # an editable install beside a wheel shows the same entry twice
-                metadata = distribution.metadata  # each look at it reads the file
-                found.setdefault((entry.name, metadata["Name"]), (entry, metadata))
+                found.setdefault((entry.name, distribution.name or "unknown"), (entry, distribution))
     plugins = []
-    for (name, origin), (entry, metadata) in sorted(found.items(), key=lambda item: item[0]):
-        version = metadata["Version"]
+    for (name, origin), (entry, distribution) in sorted(found.items(), key=lambda item: item[0]):
         if names is not None and name not in names:
-            plugins.append(Plugin(name, origin, version, "disabled"))
-        elif reason := _incompatible(metadata.get_all("Requires-Dist") or ()):
-            plugins.append(Plugin(name, origin, version, "failed", reason))
+            plugins.append(Plugin(name, origin, status="disabled"))
         else:
-            plugins.append(_load(name, origin, version, entry.load))
-    for name in sorted((names or set()) - {plugin.name for plugin in plugins}):
+            plugins.append(_load(name, origin, partial(_compatible, distribution), entry.load))
+    for name in sorted((names or set()) - {plugin.name for plugin in plugins} - {CORE}):
         error = f"{SELECTION} names it, but it is not installed"
         plugins.append(Plugin(name, "not installed", status="failed", error=error))
     return plugins
 
 
-def _incompatible(requirements: Iterable[str]) -> str:
-    """Return why a plugin's own requirement on the core is not met: an upgrade of the core can break it."""
+def _compatible(distribution: Distribution) -> str:
+    """Return the distribution's version. Raises ReidError if what it requires of the core is not met: an upgrade of
+    the core can break it."""
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
     from reidcore import __version__
 
-    for text in requirements:
-        if text.startswith(GROUP):
-            requirement = Requirement(text)
-            if requirement.name == GROUP and not requirement.specifier.contains(__version__, prereleases=True):
-                return f"needs {text}, but this is reidcore {__version__}"
-    return ""
+    metadata = distribution.metadata  # each look at it reads the file
+    for requirement in map(Requirement, metadata.get_all("Requires-Dist") or ()):
+        if canonicalize_name(requirement.name) != GROUP:
+            continue
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and not requirement.specifier.contains(__version__, prereleases=True):
+            raise ReidError(f"needs {requirement}, but this is reidcore {__version__}")
+    return str(metadata["Version"] or "")
 
 
 def _import_file(file: Path) -> ModuleType:
@@ -204,16 +208,19 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
-def _load(name: str, origin: str, version: str, load: Callable[[], object], *more: object) -> Plugin:
-    """Load one plugin, alone with the hooks: nothing it does can disturb the others."""
+def _load(name: str, origin: str, check: Callable[[], str], load: Callable[[], object], *more: object) -> Plugin:
+    """Load one plugin, alone with the hooks: nothing it does can disturb the others. `check` returns its version."""
     manager = _hooks()
     parts: list[object] = []
+    version = ""
     try:
-        for part in (load(), *more):
-            manager.register(part)
-            parts.append(part)
-            _refuse_unknown_hooks(part)
-        components = {kind.name: _offers(manager, kind, name) for kind in KINDS.values()}
+        version = check()
+        with redirect_stdout(sys.stderr):  # what it prints is no part of a listing
+            for part in (load(), *more):
+                manager.register(part)
+                parts.append(part)
+                _refuse_unknown_hooks(part)
+            components = {kind.name: _offers(manager, kind, name) for kind in KINDS.values()}
     except (Exception, SystemExit) as caught:
         text = str(caught) if isinstance(caught, ReidError) else f"{type(caught).__name__}: {caught}"
         return Plugin(name, origin, version, "failed", text, traceback.format_exc())
@@ -249,7 +256,10 @@ def _offers(manager: pluggy.PluginManager, kind: Kind, plugin: str) -> tuple[Com
     found: dict[str, Component] = {}
     names: set[str] = set()
     implementations = getattr(manager.hook, kind.hook).get_hookimpls()
-    for item in (item for implementation in implementations for item in implementation.function()):
+    offered = [implementation.function() for implementation in implementations]
+    if any(not isinstance(items, Iterable) for items in offered):
+        raise ReidError(f"{kind.hook} must yield Component(name=..., config=...), it returned something else")
+    for item in (item for items in offered for item in items):
         if not isinstance(item, Component):
             raise ReidError(f"{kind.hook} must yield Component(name=..., config=...), it yielded {item!r}")
         for name in (item.name, *item.old_names):
@@ -261,8 +271,37 @@ def _offers(manager: pluggy.PluginManager, kind: Kind, plugin: str) -> tuple[Com
         for field in attrs.fields(item.config):
             if field.name in ("name", *kind.reserved):
                 raise ReidError(f"{kind.name} '{item.name}' has an option '{field.name}', a key that the core reads")
+        _check_options(item.config, f"{kind.name} '{item.name}'")
         found[item.name] = attrs.evolve(item, plugin=plugin)
     return tuple(found.values())
+
+
+def _check_options(config: type, what: str) -> None:
+    """Raise ReidError for an option that no recipe could write, and whatever the factory of a default raises."""
+    try:
+        attrs.resolve_types(config)
+    except NameError as error:
+        raise ReidError(f"{what} has an option whose type is unknown: {error}") from None
+    for field in attrs.fields(config):
+        if not _can_be_written(field.type):
+            raise ReidError(
+                f"{what} has an option '{field.name}' of type {field.type}; expected bool, int, float, str, Path, "
+                "Literal of these, a config class, or tuples, lists, mappings and unions of them"
+            )
+        if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
+            field.default.factory()  # type: ignore[union-attr]
+
+
+def _can_be_written(of: Any) -> bool:
+    """Whether the values of a type have a form in TOML."""
+    if get_origin(of) is Literal:
+        return all(type(choice) in (bool, int, float, str) for choice in get_args(of))
+    if get_origin(of) in (Union, UnionType, tuple, list, dict, Mapping):
+        return all(argument in (Ellipsis, NoneType) or _can_be_written(argument) for argument in get_args(of))
+    if attrs.has(of):
+        _check_options(of, of.__name__)
+        return True
+    return of in (bool, int, float, str, Path) or of in {kind.protocol for kind in KINDS.values()}
 
 
 def _without_clashes(plugins: list[Plugin]) -> list[Plugin]:
@@ -280,19 +319,20 @@ def _without_clashes(plugins: list[Plugin]) -> list[Plugin]:
 
 
 def _with_rivals(plugins: list[Plugin]) -> list[Plugin]:
-    """Say of every plugin which of its parts have the name of another plugin's; a name of the core's is the core's."""
-    offers: dict[tuple[str, str], list[str]] = {}
-    for plugin in plugins:
-        for kind, components in plugin.components.items():
-            for item in components:
-                offers.setdefault((kind, item.name), []).append(plugin.name)
+    """Say of every plugin which of its parts have the name of another plugin's, and so need theirs in recipes."""
+    catalog = Catalog(tuple(plugins))
     noted = []
     for plugin in plugins:
-        notes = [
-            f"{kind} '{name}' is offered by {', '.join(other for other in names if other != plugin.name)} too; "
-            f"recipes must write '{plugin.name}:{name}'"
-            for (kind, name), names in offers.items()
-            if plugin.name in names and len(names) > 1 and CORE not in names
-        ]
+        notes = []
+        for kind, components in plugin.components.items() if plugin.name != CORE else ():
+            for item in components:
+                others = [o.plugin for o in catalog.components(kind) if o.name == item.name and o.plugin != plugin.name]
+                if CORE in others:
+                    notes.append(f"{kind} '{item.name}' means the core's; recipes must write '{item.full_name}'")
+                elif others:
+                    notes.append(
+                        f"{kind} '{item.name}' is offered by {', '.join(others)} too; "
+                        f"recipes must write '{item.full_name}'"
+                    )
         noted.append(attrs.evolve(plugin, error="; ".join(notes)) if notes else plugin)
     return noted

@@ -83,7 +83,9 @@ def test_core(environment: Environment) -> None:
 def test_plugin(environment: Environment, plugin: Path) -> None:
     """The plugin loads, and its tests pass from an empty folder."""
     environment.python("-m", "reidcore", "plugins", "--strict")
-    copy(plugin / "tests", environment.work / "tests")
+    for name in ("tests", "recipes", "README.md"):
+        if (plugin / name).exists():
+            copy(plugin / name, environment.work / name)
     environment.python(*PYTEST, "tests")
 
 

@@ -83,6 +83,22 @@ BROKEN = {
         "reidcore_losses is not marked as a hook; write @hookimpl above it",
     ),
     "an import that ends the program": ("raise SystemExit('goodbye')", "SystemExit: goodbye"),
+    "a hook that yields nothing at all": (
+        "from reidcore import hookimpl\n@hookimpl\ndef reidcore_losses():\n    pass",
+        "reidcore_losses must yield Component(name=..., config=...), it returned something else",
+    ),
+    "an option of a type that is not there": (
+        LOSS.format(name="own").replace("scale: float", "scale: 'Flaot'"),
+        "loss 'own' has an option whose type is unknown: name 'Flaot' is not defined",
+    ),
+    "an option that TOML has no form for": (
+        LOSS.format(name="own").replace("scale: float = 1.0", "scale: set[str] = frozenset()"),
+        "loss 'own' has an option 'scale' of type set[str]; expected bool, int,",
+    ),
+    "a default that cannot be made": (
+        LOSS.format(name="own").replace("= 1.0", "= __import__('attrs').field(factory=lambda: 1 / 0)"),
+        "ZeroDivisionError: division by zero",
+    ),
     "a name that is none": (LOSS.format(name="Own Loss"), "a component's name is lower-case letters"),
     "a config without build": (
         LOSS.format(name="own").replace("def build", "def make"),
@@ -143,6 +159,47 @@ def test_a_plugin_that_offers_nothing_is_told_so(install, reidcore):
     assert status == 1 and "ok: it offers nothing: none of its functions is a hook" in out
 
 
+@pytest.mark.parametrize(
+    ("requires", "error"),
+    [
+        ("ReidCore>=99", "needs ReidCore>=99, but this is reidcore "),
+        ("reidcore>=0.1.*", "InvalidRequirement: "),
+        ("reidcore>=99; extra == 'later'", ""),
+    ],
+)
+def test_what_a_plugin_requires_is_read_as_installers_read_it(requires, error, install):
+    install("reid-own", LOSS.format(name="own"), requires=requires)
+    (record,) = plugin(discover(), "reid-own")
+    assert record.error.startswith(error) if error else record.status == "ok"
+
+
+def test_metadata_that_is_damaged_stops_nobody(install, tmp_path, reidcore):
+    install("reid-own", LOSS.format(name="own"))
+    (tmp_path / "reid_own-0.3.dist-info" / "METADATA").unlink()
+    assert reidcore("plugins").status == 0
+
+
+def test_what_a_plugin_prints_is_no_part_of_a_listing(install, reidcore):
+    install("reid-own", "print('hello')\n" + LOSS.format(name="own"))
+    assert json.loads(reidcore("plugins", "--json").out)
+
+
+def test_what_is_called_so_now_comes_before_what_was(install):
+    install("reid-one", LOSS.format(name="new").replace("config=Own", "config=Own, old_names=('old',)"), plugin="one")
+    install("reid-two", LOSS.format(name="old"), plugin="two")
+    assert discover().find("loss", "old").plugin == "two"
+
+
+def test_a_plugin_that_is_not_there_is_said_to_be_missing():
+    with pytest.raises(UnknownComponent, match="no plugin 'resnest0' is installed"):
+        discover().find("backbone", "resnest0:resnest50")
+
+
+def test_a_file_that_is_named_twice_is_loaded_once(write):
+    file = write("idea.py", LOSS.format(name="own"))
+    assert discover([file, file.parent / "." / "idea.py"]).find("loss", "own").full_name == "idea:own"
+
+
 def test_a_requirement_on_a_package_of_a_similar_name_is_not_one_on_the_core(install):
     install("reid-own", LOSS.format(name="own"), requires="reidcore-extras<0.0.1")
     assert plugin(discover(), "reid-own")[0].status == "ok"
@@ -170,7 +227,7 @@ def test_a_bare_name_is_the_cores_part_and_the_full_name_anothers(install):
     catalog = discover()
     assert catalog.find("loss", "triplet").plugin == "core"
     assert catalog.find("loss", "own:triplet").plugin == "own"
-    assert not plugin(catalog, "own")[0].error  # there is no doubt about what is meant
+    assert plugin(catalog, "own")[0].error == "loss 'triplet' means the core's; recipes must write 'own:triplet'"
 
 
 def test_a_name_of_two_plugins_is_an_error_only_when_chosen(install, reidcore):

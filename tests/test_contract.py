@@ -13,6 +13,7 @@ from reidcore.catalog import Catalog
 from reidcore.component import Component, option
 from reidcore.errors import ReidError
 from reidcore.testing import Kit, checks, contract, run_cli, tiny_recipe
+from reidcore.types import Splits
 
 DATA = tempfile.TemporaryDirectory()
 
@@ -96,6 +97,12 @@ def lying_sampler(self, labels, cameras, seed):
     return Endless()
 
 
+def partial_optimizer(self, parameters):
+    import torch
+
+    return torch.optim.SGD([parameter for name, parameter in parameters if name.startswith("backbone")], lr=0.1)
+
+
 def upside_down_metric(self):
     class Misses:
         """The share of queries whose first image is wrong: best where it should be worst."""
@@ -127,6 +134,8 @@ def upside_down_metric(self):
         ("metric", upside_down_metric, checks.nothing_beats_a_perfect_ranking),
         ("metric", upside_down_metric, checks.queries_without_a_match_do_not_count),
         ("metric", upside_down_metric, checks.tallies_can_be_merged),
+        ("optimizer", partial_optimizer, checks.lowers_a_simple_loss),
+        ("dataset", lambda self: Splits(), checks.images_can_be_read),
         ("transform", changing_transform, checks.images_stay_images),
         ("sampler", lying_sampler, checks.epochs_are_finite_and_as_long_as_said),
         ("sampler", lying_sampler, checks.batches_are_a_function_of_the_epoch_and_the_seed),
@@ -151,6 +160,11 @@ def test_an_option_without_help_and_a_config_that_can_change_are_found_out() -> 
     silent = kit("task", lambda self: object(), depth=option(1, help=""), __annotations__={"depth": int})
     with pytest.raises(AssertionError, match="depth"):
         checks.has_a_summary_and_help_for_every_option(silent)
+
+
+def test_a_plugin_that_offers_nothing_has_no_contract() -> None:
+    with pytest.raises(ReidError, match="plugin 'given' offers nothing"):
+        contract("given", catalog=Catalog.of())
 
 
 def test_a_plugin_that_is_not_installed_is_named() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from reidcore.errors import ReidError
 from reidcore.kinds import KINDS
 from reidcore.scaffold import new_plugin
 from reidcore.testing import run_cli
@@ -57,7 +58,7 @@ def test_the_name_is_everywhere(packages):
         "tests/test_recipe.py",
     }
     assert not [name for name, text in texts.items() if "example" in text.lower()]
-    assert texts[Path("recipe.toml")] in texts[Path("README.md")]
+    assert 'name = "my-loss"' in texts[Path("recipe.toml")]
     assert "class MyLoss:" in texts[Path("reid_my_loss/__init__.py")]
     assert 'my-loss = "reid_my_loss"' in texts[Path("pyproject.toml")]
 
@@ -71,9 +72,21 @@ def test_the_command_says_what_to_do_next(tmp_path, monkeypatch):
     assert (status, err) == (2, "reid-own exists; choose another name, or remove it\n")
 
 
-@pytest.mark.parametrize("name", ["Reid-Own", "own plugin", "../own", "reid", "1st", "reid--own", "core/own"])
+@pytest.mark.parametrize("name", ["Reid-Own", "reid own", "../reid-own", "reid", "reid-1st", "reid--own", "torch"])
 def test_a_name_that_is_none_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = run_cli("new-plugin", name, "--kind", "loss")
-    assert status == 2 and "expected a package's name, such as reid-loss" in err
+    assert status == 2 and "expected a package's name that begins with 'reid-', such as reid-loss" in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["reid-triplet", "reid-core", "reid-none", "reid-true"])
+def test_a_name_that_is_taken_is_refused(name, tmp_path):
+    with pytest.raises(ReidError, match=f"choose another one than {name}"):
+        new_plugin(name, "loss", tmp_path)
+
+
+def test_a_name_that_holds_the_templates_own_is_no_trouble(tmp_path):
+    package = new_plugin("reid-an-example", "loss", tmp_path)
+    assert 'Component(name="an-example", config=AnExample)' in (package / "reid_an_example" / "__init__.py").read_text()
+    assert 'name = "an-example"' in (package / "recipe.toml").read_text()

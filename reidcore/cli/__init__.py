@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 from reidcore import __version__
@@ -32,6 +33,9 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):  # names in a listing must not end it where they cannot be encoded
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     parser = argparse.ArgumentParser(prog="reidcore", description="Instance re-identification from recipes.")
     parser.add_argument("--version", action="version", version=f"reidcore {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)

@@ -19,6 +19,6 @@ def main(options: Namespace) -> int:
     folder = new_plugin(options.name, options.kind, Path())
     print(
         f"{folder}: a package with {KINDS[options.kind].one}. To install it, test it and use it:\n\n"
-        f"    cd {folder}\n    pip install -e . --group dev\n    pytest\n    reidcore run recipe.toml"
+        f"    cd {folder}\n    pip install -e . pytest\n    pytest\n    reidcore run recipe.toml"
     )
     return 0

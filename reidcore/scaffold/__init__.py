@@ -6,15 +6,17 @@ stands around it.
 
 from __future__ import annotations
 
+import keyword
 import re
 from importlib.resources import files
 from pathlib import Path
 
 from reidcore import __version__
+from reidcore.catalog import CORE, Catalog
 from reidcore.errors import ReidError, os_message
 from reidcore.kinds import KINDS
 
-_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_NAME = re.compile(r"reid-[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 _COMMON = {
     "pyproject.txt": "pyproject.toml",
@@ -48,32 +50,40 @@ _OWN = {
 def new_plugin(name: str, kind: str, parent: Path) -> Path:
     """Write a package called `name` with a part of this kind into a new folder of that name in `parent`; return it.
 
-    Its plugin and its component are called as the package without "reid-". Raises ReidError for a name that is none,
-    and for a folder that exists.
+    Its plugin and its component are called as the package without "reid-". Raises ReidError for a name that is none or
+    that the core has, and for a folder that exists.
     """
-    if not _NAME.fullmatch(name) or name in ("reid", "reidcore"):
-        raise ReidError(f"found '{name}'; expected a package's name, such as reid-{kind}: lower-case, with hyphens")
+    if not _NAME.fullmatch(name):
+        raise ReidError(
+            f"found '{name}'; expected a package's name that begins with 'reid-', such as reid-{kind}: lower-case "
+            "letters and digits, with hyphens"
+        )
     plugin = name.removeprefix("reid-")
+    class_name = "".join(word.capitalize() for word in plugin.split("-"))
+    taken = {item.name for item in Catalog.of().components(kind)} | {CORE}
+    if plugin in taken or keyword.iskeyword(class_name):
+        raise ReidError(f"'{plugin}' is a name of the core's or of Python's; choose another one than {name}")
     folder = parent / name
     if folder.exists():
         raise ReidError(f"{folder} exists; choose another name, or remove it")
     major, minor, *_ = __version__.split(".")
     words = {
-        "$RECIPE": _recipe(kind),
+        "$RECIPE": _recipe(kind).replace("reid-example", name).replace('"example"', f'"{plugin}"'),
         "$NAME": kind,
         "$KIND": KINDS[kind].one[0].upper() + KINDS[kind].one[1:],
         "$VERSION": f"{major}.{minor}",
         "$NEXT": f"{major}.{int(minor) + 1}" if major == "0" else str(int(major) + 1),
         "reid-example": name,
         "reid_example": name.replace("-", "_"),
-        "Example": "".join(word.capitalize() for word in plugin.split("-")),
+        "Example": class_name,
         "example": plugin,
     }
 
+    pattern = re.compile("|".join(map(re.escape, words)))
+
     def renamed(text: str) -> str:
-        for before, after in words.items():
-            text = text.replace(before, after)
-        return text
+        """Replace all words at once, lest one is found in what another became."""
+        return pattern.sub(lambda match: words[match[0]], text)
 
     here = files("reidcore.scaffold")
     sources = {folder / target: here / "common" / name for name, target in _COMMON.items()}

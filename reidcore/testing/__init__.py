@@ -70,6 +70,8 @@ def _components(catalog: Catalog, plugin: str) -> list[tuple[str, Any]]:
         if known.name == plugin:
             if known.status != "ok":
                 raise ReidError(f"plugin '{plugin}' is {known.status}: {known.error}\n{known.trace}")
+            if not known.components:
+                raise ReidError(f"plugin '{plugin}' offers nothing")
             return [(kind, component) for kind in KINDS for component in known.components.get(kind, ())]
     names = ", ".join(known.name for known in catalog.plugins)
     raise ReidError(f"no plugin is called '{plugin}'; there are {names}")

@@ -661,8 +661,10 @@ def nothing_beats_a_perfect_ranking(kit: Kit) -> None:
         for side in (problem.query, problem.gallery)
     ]
     best = _judge(kit, attrs.evolve(problem, query=perfect[0], gallery=perfect[1]), 1 << 20).result()
-    for name, value in _judge(kit, problem, 1 << 20).result().items():
+    chance = _judge(kit, problem, 1 << 20).result()
+    for name, value in chance.items():
         assert best[name] >= value, f"{name} is {best[name]} where all matches come first, and {value} by chance"
+    assert best != chance, "all figures are the same for a perfect ranking and one by chance"
 
 
 def figures_can_be_resampled(kit: Kit) -> None:
@@ -723,6 +725,7 @@ def images_can_be_read(kit: Kit) -> None:
     from reidcore.data.reading import read_image
 
     splits = kit.build()
+    assert splits.train or (splits.query and splits.gallery), "it has neither training nor test images"
     for split in (splits.train, splits.query, splits.gallery):
         for sample in split[:1]:
             again: Sample = pickle.loads(pickle.dumps(sample))
@@ -785,17 +788,27 @@ def chance_comes_from_torch_alone(kit: Kit) -> None:
 
 
 def lowers_a_simple_loss(kit: Kit) -> None:
-    """A few steps bring a quadratic's parameters nearer to the minimum, and its state comes back."""
-    parameter = nn.Parameter(torch.full((4, 4), 1.0))
-    optimizer = kit.build([("backbone.layer.weight", parameter)])
-    start = float(parameter.detach().square().sum())
+    """A few steps bring the parameters of every part nearer to a quadratic's minimum, and its state comes back."""
+    parts = (
+        "backbone.layer.weight",
+        "backbone.norm.bias",
+        "aggregator.p",
+        "heads.global.classifier.weight",
+        "losses.0",
+    )
+
+    def parameters() -> list[tuple[str, nn.Parameter]]:
+        return [(name, nn.Parameter(torch.ones(4, 4) if "weight" in name else torch.ones(4))) for name in parts]
+
+    named = parameters()
+    optimizer = kit.build(named)
     for _ in range(10):
         optimizer.zero_grad()
-        parameter.square().sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack([p.square().sum() for _, p in named]).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert float(parameter.detach().square().sum()) < start
-    again = kit.build([("backbone.layer.weight", nn.Parameter(torch.zeros(4, 4)))])
-    again.load_state_dict(optimizer.state_dict())
+    for name, p in named:
+        assert p.detach().square().mean() < 1, f"{name} was not optimised"
+    kit.build(parameters()).load_state_dict(optimizer.state_dict())
 
 
 def factors_are_finite_at_every_step(kit: Kit) -> None:

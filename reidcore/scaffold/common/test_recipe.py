@@ -1,4 +1,4 @@
-"""The recipe in the README does what it says."""
+"""The recipe trains and evaluates."""
 
 from pathlib import Path
 

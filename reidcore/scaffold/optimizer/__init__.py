@@ -20,7 +20,9 @@ class Example:
         """Build it for [(name, parameter), ...]: names begin with backbone, aggregator, heads or losses."""
         from reid_example.optimizer import Example
 
-        groups = [{"params": [parameter for _, parameter in parameters]}]
+        matrices = [parameter for _, parameter in parameters if parameter.ndim > 1]
+        vectors = [parameter for _, parameter in parameters if parameter.ndim < 2]  # biases and norms do not decay
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         return Example(groups, self.lr, self.betas, self.weight_decay)
 
 

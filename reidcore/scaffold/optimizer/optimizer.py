@@ -11,11 +11,14 @@ class Example(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self):
         """Take one step along the gradients."""
         for group in self.param_groups:
             for p in (p for p in group["params"] if p.grad is not None):
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                momentum = state["momentum"]
                 direction = torch.lerp(p.grad, momentum, group["betas"][0]).sign()
                 p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * direction)
                 momentum.lerp_(p.grad, 1 - group["betas"][1])

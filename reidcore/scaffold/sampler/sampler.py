@@ -1,6 +1,7 @@
 """The sampler: a pure function of seed and epoch, so that a run can be resumed. N images."""
 
 import numpy as np
+from reidcore.errors import DataError
 
 
 class Example:
@@ -10,6 +11,8 @@ class Example:
         labels = np.asarray(labels)
         self.members = [np.flatnonzero(labels == label) for label in np.unique(labels[labels >= 0])]
         self.images, self.seed = images, seed
+        if not self.members:
+            raise DataError("sampler: found no labelled image; expected some to train on")
 
     def __len__(self):
         """Return the number of batches an epoch: the same in each, so that schedules know the end."""
