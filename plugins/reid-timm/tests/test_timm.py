@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -19,10 +18,10 @@ from reid_timm import Timm
 from reid_timm.backbone import TimmBackbone
 from reidcore.catalog import discover
 from reidcore.errors import ContractError, ReidError
-from reidcore.testing import Kit, contract
-from reidcore.testing.checks import CHECKS
+from reidcore.testing import contract
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+assert RECIPES
 
 # models with stages, and whether maps come out of a ReLU
 STAGES = {
@@ -53,11 +52,7 @@ TOKENS = {
 test_contract_of_a_convolutional_model = contract("timm", options={"timm": {"model": "test_resnet"}})
 
 
-@pytest.mark.parametrize("check", CHECKS["every"] + CHECKS["backbone"], ids=lambda check: check.__name__)
-def test_contract_of_a_transformer(check: Callable[[Kit], None]) -> None:
-    catalog = discover()
-    component = catalog.find("backbone", "timm")
-    check(Kit(catalog, "backbone", component, {"model": "test_vit", "drop_path": 0.1}))
+test_contract_of_a_transformer = contract("timm", options={"timm": {"model": "test_vit", "drop_path": 0.1}})
 
 
 @cache
