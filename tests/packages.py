@@ -1,7 +1,8 @@
 """Build wheels of the core and of each plugin, and test every one in a fresh environment without the source tree.
 
-The environments borrow what is installed beside this interpreter (torch above all) through symbolic links, but for
-reidcore and its plugins, so each takes seconds. `make test-packages` runs it.
+An environment borrows, through symbolic links to what is installed beside this interpreter (torch above all), what its
+packages declare that they need, and the tools of their development groups: so it takes seconds, and an import that is
+not declared fails. `make test-packages` runs it.
 
     python tests/packages.py [--only NAME ...]      core, plugins, or the name of one plugin
 """
@@ -13,17 +14,21 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import tomli
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).parent.parent
 PLUGINS = sorted(file.parent for file in ROOT.glob("plugins/*/pyproject.toml"))
-OURS = ("reid", "_reid", "__editable__")
 PYTEST = (
     "-m",
     "pytest",
@@ -41,15 +46,23 @@ PYTEST = (
 class Environment:
     """A fresh environment with some wheels, and an empty folder to work in."""
 
-    def __init__(self, folder: Path, borrowed: Path, wheels: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, wheels: Sequence[Path], projects: Sequence[Path]) -> None:
         self.work = folder / "work"
         self.work.mkdir(parents=True)
         venv.create(folder / "env")
         self.bin = folder / "env" / "bin"
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        (folder / "env" / "lib" / version / "site-packages" / "borrowed.pth").write_text(f"{borrowed}\n")
+        site = folder / "env" / "lib" / version / "site-packages"
         install = ["pip", "--python", str(self.bin / "python"), "install", "--quiet", "--no-index", "--no-deps"]
         subprocess.run([sys.executable, "-m", *install, *map(str, wheels)], check=True)
+        needed = [text for installed in distributions(path=[str(site)]) for text in installed.requires or ()]
+        for project in projects:
+            needed += tomli.loads((project / "pyproject.toml").read_text())["dependency-groups"]["dev"]
+        borrowed = folder / "borrowed"
+        borrowed.mkdir()
+        for entry in sorted(set().union(*map(entries, closure(needed)))):
+            (borrowed / entry.name).symlink_to(entry)
+        (site / "borrowed.pth").write_text(f"{borrowed}\n")
 
     def python(self, *arguments: str) -> None:
         """Run Python in the empty folder. Raises subprocess.CalledProcessError when it fails."""
@@ -89,6 +102,31 @@ def test_plugin(environment: Environment, plugin: Path) -> None:
     environment.python(*PYTEST, "tests")
 
 
+def closure(requirements: Iterable[str]) -> list[Distribution]:
+    """Return the installed distributions that meet the requirements, and theirs in turn, but none of ours."""
+    found: dict[str, Distribution] = {}
+    left = [(Requirement(text), {""}) for text in requirements]
+    while left:
+        requirement, extras = left.pop()
+        name, marker = canonicalize_name(requirement.name), requirement.marker
+        if name in found or name.startswith("reid") or not applies(marker, extras):
+            continue
+        found[name] = distribution(name)
+        left += [(Requirement(text), {"", *requirement.extras}) for text in found[name].requires or ()]
+    return list(found.values())
+
+
+def applies(marker: Marker | None, extras: Iterable[str]) -> bool:
+    """Whether a requirement with this marker is one, on this machine and with one of these extras."""
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras)
+
+
+def entries(installed: Distribution) -> set[Path]:
+    """Return what a distribution has put into its folder: packages, modules and its metadata."""
+    tops = {file.parts[0] for file in installed.files or () if file.parts[0] not in ("..", "__pycache__")}
+    return {Path(str(installed.locate_file(top))) for top in tops}
+
+
 def copy(source: Path, target: Path) -> None:
     """Copy a file or a folder."""
     if source.is_dir():
@@ -105,25 +143,21 @@ def main() -> int:
     failed = []
     with TemporaryDirectory(prefix="reidcore-packages-") as name:
         folder = Path(name)
-        borrowed, wheels = folder / "borrowed", folder / "wheels"
-        borrowed.mkdir()
-        for entry in Path(sysconfig.get_path("purelib")).iterdir():
-            if not entry.name.startswith(OURS) and entry.suffix != ".pth":
-                (borrowed / entry.name).symlink_to(entry)
+        wheels = folder / "wheels"
         build = ["pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "-w", str(wheels)]
         subprocess.run([sys.executable, "-m", *build, str(ROOT), *map(str, wanted)], check=True)
         (core,) = wheels.glob("reidcore-*.whl")
-        checks: list[tuple[str, list[Path], Callable[[Environment], None]]] = []
+        checks: list[tuple[str, list[Path], list[Path], Callable[[Environment], None]]] = []
         for plugin in wanted:
             own = list(wheels.glob(f"{plugin.name.replace('-', '_')}-*.whl"))
-            checks.append((plugin.name, [core, *own], partial(test_plugin, plugin=plugin)))
+            checks.append((plugin.name, [core, *own], [ROOT, plugin], partial(test_plugin, plugin=plugin)))
         if "core" in only:
-            checks.append(("core", [core], test_core))
-        for label, needed, check in checks:
+            checks.append(("core", [core], [ROOT], test_core))
+        for label, needed, projects, check in checks:
             started = time.perf_counter()
             print(f"== {label}", flush=True)
             try:
-                check(Environment(folder / label, borrowed, needed))
+                check(Environment(folder / label, needed, projects))
             except (subprocess.CalledProcessError, AssertionError) as error:
                 failed.append(label)
                 print(error, file=sys.stderr)
