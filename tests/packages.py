@@ -27,6 +27,8 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from reidcore.kinds import KINDS
+
 ROOT = Path(__file__).parent.parent
 PLUGINS = sorted(file.parent for file in ROOT.glob("plugins/*/pyproject.toml"))
 PYTEST = (
@@ -53,8 +55,7 @@ class Environment:
         self.bin = folder / "env" / "bin"
         version = f"python{sys.version_info.major}.{sys.version_info.minor}"
         site = folder / "env" / "lib" / version / "site-packages"
-        install = ["pip", "--python", str(self.bin / "python"), "install", "--quiet", "--no-index", "--no-deps"]
-        subprocess.run([sys.executable, "-m", *install, *map(str, wheels)], check=True)
+        self.install(wheels)
         needed = [text for installed in distributions(path=[str(site)]) for text in installed.requires or ()]
         for project in projects:
             needed += tomli.loads((project / "pyproject.toml").read_text())["dependency-groups"]["dev"]
@@ -63,6 +64,12 @@ class Environment:
         for entry in sorted(set().union(*map(entries, closure(needed)))):
             (borrowed / entry.name).symlink_to(entry)
         (site / "borrowed.pth").write_text(f"{borrowed}\n")
+
+    def install(self, packages: Sequence[Path]) -> None:
+        """Install wheels, or what they are made of, and nothing that they need."""
+        options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+        pip = ["pip", "--python", str(self.bin / "python"), "install", *options]
+        subprocess.run([sys.executable, "-m", *pip, *map(str, packages)], check=True)
 
     def python(self, *arguments: str) -> None:
         """Run Python in the empty folder. Raises subprocess.CalledProcessError when it fails."""
@@ -91,6 +98,16 @@ def test_core(environment: Environment) -> None:
     for name in ("tests", "examples", "docs"):
         copy(ROOT / name, environment.work / name)
     environment.python(*PYTEST, "tests")
+
+
+def test_new_plugins(environment: Environment) -> None:
+    """What `reidcore new-plugin` writes passes its own tests as it is, for every kind."""
+    packages = [f"reid-my-{kind}" for kind in KINDS]
+    for kind, package in zip(KINDS, packages, strict=True):
+        environment.python("-m", "reidcore", "new-plugin", package, "--kind", kind)
+    environment.install([environment.work / package for package in packages])
+    environment.python("-m", "reidcore", "plugins", "--strict")
+    environment.python(*PYTEST, *(f"{package}/tests" for package in packages))
 
 
 def test_plugin(environment: Environment, plugin: Path) -> None:
@@ -152,6 +169,7 @@ def main() -> int:
             own = list(wheels.glob(f"{plugin.name.replace('-', '_')}-*.whl"))
             checks.append((plugin.name, [core, *own], [ROOT, plugin], partial(test_plugin, plugin=plugin)))
         if "core" in only:
+            checks.append(("new-plugins", [core], [ROOT], test_new_plugins))
             checks.append(("core", [core], [ROOT], test_core))
         for label, needed, projects, check in checks:
             started = time.perf_counter()
