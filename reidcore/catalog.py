@@ -301,7 +301,7 @@ def _can_be_written(of: Any) -> bool:
     if attrs.has(of):
         _check_options(of, of.__name__)
         return True
-    return of in (bool, int, float, str, Path) or of in {kind.protocol for kind in KINDS.values()}
+    return of in (bool, int, float, str, Path, Any) or of in {kind.protocol for kind in KINDS.values()}
 
 
 def _without_clashes(plugins: list[Plugin]) -> list[Plugin]:
