@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from difflib import get_close_matches
 from functools import cache, partial
-from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.metadata import EntryPoint, PackageMetadata, distributions
 from pathlib import Path
 from types import ModuleType, NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -167,32 +167,32 @@ def _core() -> Plugin:
 def _installed() -> list[Plugin]:
     wanted = os.environ.get(SELECTION)
     names = None if wanted is None else {name.strip() for name in wanted.split(",")} - {""}
-    found: dict[tuple[str, str], tuple[EntryPoint, Distribution]] = {}
+    found: dict[tuple[str, str], tuple[EntryPoint, PackageMetadata]] = {}
     for distribution in distributions():
         for entry in distribution.entry_points:
             if entry.group == GROUP:  # an editable install beside a wheel shows the same entry twice
-                found.setdefault((entry.name, distribution.name or "unknown"), (entry, distribution))
+                metadata = distribution.metadata  # each look at it reads the file
+                found.setdefault((entry.name, metadata["Name"] or "unknown"), (entry, metadata))
     plugins = []
-    for (name, origin), (entry, distribution) in sorted(found.items(), key=lambda item: item[0]):
+    for (name, origin), (entry, metadata) in sorted(found.items(), key=lambda item: item[0]):
         if names is not None and name not in names:
             plugins.append(Plugin(name, origin, status="disabled"))
         else:
-            plugins.append(_load(name, origin, partial(_compatible, distribution), entry.load))
+            plugins.append(_load(name, origin, partial(_compatible, metadata), entry.load))
     for name in sorted((names or set()) - {plugin.name for plugin in plugins} - {CORE}):
         error = f"{SELECTION} names it, but it is not installed"
         plugins.append(Plugin(name, "not installed", status="failed", error=error))
     return plugins
 
 
-def _compatible(distribution: Distribution) -> str:
-    """Return the distribution's version. Raises ReidError if what it requires of the core is not met: an upgrade of
+def _compatible(metadata: PackageMetadata) -> str:
+    """Return the version of a distribution. Raises ReidError if what it requires of the core is not met: an upgrade of
     the core can break it."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     from reidcore import __version__
 
-    metadata = distribution.metadata  # each look at it reads the file
     for requirement in map(Requirement, metadata.get_all("Requires-Dist") or ()):
         if canonicalize_name(requirement.name) != GROUP:
             continue

