@@ -217,3 +217,8 @@ def test_components_of_a_plugin_that_did_not_load_are_not_passed_over(write, rei
     bad = write("bad.py", "1 / 0")
     status, _, err = reidcore("components", "--plugin", bad)
     assert (status, err) == (2, f"the plugin {bad} did not load: ZeroDivisionError: division by zero\n")
+
+
+def test_who_forgets_the_kind_is_told_it(reidcore):
+    status, _, err = reidcore("components", "triplet")
+    assert (status, err) == (2, "no kind is called 'triplet'; 'triplet' is a loss: reidcore components loss triplet\n")

@@ -40,7 +40,7 @@ def main(options: Namespace) -> int:
     """Print the list, or one component's page."""
     catalog = discover(options.plugin)
     require_loaded(catalog, options.plugin)
-    kind = None if options.kind is None else _kind(options.kind)
+    kind = None if options.kind is None else _kind(options.kind, catalog)
     if options.name is not None and kind is not None:
         component = catalog.find(kind.name, options.name)
         if options.json:
@@ -57,12 +57,15 @@ def main(options: Namespace) -> int:
     return 0
 
 
-def _kind(text: str) -> Kind:
+def _kind(text: str, catalog: Catalog) -> Kind:
     for kind in KINDS.values():
         if text in (kind.name, kind.plural):
             return kind
+    having = [kind for kind in KINDS.values() if text in {item.name for item in catalog.components(kind.name)}]
     near = get_close_matches(text, KINDS, 1)
     hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(KINDS)}"
+    if having:
+        hint = f"'{text}' is {having[0].one}: reidcore components {having[0].name} {text}"
     raise ReidError(f"no kind is called '{text}'; {hint}")
 
 
