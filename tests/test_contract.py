@@ -206,3 +206,28 @@ def test_the_kit_has_toys_and_a_command_line(tmp_path) -> None:
     done = run_cli("run", recipe, "-q", "--set", "training.epochs=1")
     assert (done.status, done.err) == (0, "") and "mAP" in done.out
     assert run_cli("--no-such-option").status == 2
+
+
+def test_parts_that_are_called_alike_are_told_apart_by_their_kind() -> None:
+    @frozen(kw_only=True)
+    class Logger:
+        """A part."""
+
+        file: str = option("x", help="a file")
+
+        def build(self, folder): ...
+
+    @frozen(kw_only=True)
+    class Scheduler:
+        """A part."""
+
+        flat: float = option(0.5, help="a share")
+
+        def build(self, steps_per_epoch, epochs): ...
+
+    catalog = Catalog.of(
+        loggers=[Component(name="own", config=Logger)], schedulers=[Component(name="own", config=Scheduler)]
+    )
+    test = contract("given", catalog=catalog, options={"logger-own": {"file": "y"}, "scheduler-own": {"flat": 0.1}})
+    (mark,) = test.pytestmark
+    assert {case.values[1].config() for case in mark.args[1]} == {Logger(file="y"), Scheduler(flat=0.1)}

@@ -35,26 +35,30 @@ def contract(
 
     `options`: `{component: {option: value}}`, as a recipe would say, for components that need some; small networks
     make the checks fast, and of a backbone with an option `weights` the checks use "none". `expected_failures`:
-    `{"component-check": reason}`, cases that must fail. Raises ReidError when the plugin is not installed or did not
-    load.
+    `{"component-check": reason}`, cases that must fail. In both, `kind-component` tells apart what is called alike.
+    Raises ReidError when the plugin is not installed, did not load or offers nothing.
     """
     from reidcore.testing.checks import CHECKS
 
     found = catalog or discover()
     components = _components(found, plugin)
-    chosen, excused = dict(options or {}), dict(expected_failures or {})
-    unknown = set(chosen) - {component.name for _, component in components}
-    if unknown:
-        raise ValueError(f"options: plugin '{plugin}' has no component {', '.join(sorted(unknown))}")
+    chosen, excused = options or {}, expected_failures or {}
     cases = []
+    used: set[str] = set()
     for kind, component in components:
-        kit = Kit(found, kind, component, dict(chosen.get(component.name, {})))
+        names = (component.name, f"{kind}-{component.name}")
+        used.update(names)
+        kit = Kit(found, kind, component, {key: value for name in names for key, value in chosen.get(name, {}).items()})
         for check in CHECKS["every"] + CHECKS[kind]:
-            reason = excused.pop(f"{component.name}-{check.__name__}", None)
-            marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-            cases.append(pytest.param(check, kit, id=f"{kind}-{component.name}-{check.__name__}", marks=marks))
-    if excused:
-        raise ValueError(f"expected_failures: there is no case {', '.join(sorted(excused))}")
+            ids = [f"{name}-{check.__name__}" for name in names]
+            used.update(ids)
+            reasons = [excused[one] for one in ids if one in excused]
+            marks = [pytest.mark.xfail(reason=reasons[0], strict=True)] if reasons else []
+            cases.append(pytest.param(check, kit, id=ids[1], marks=marks))
+    if unknown := chosen.keys() - used:
+        raise ValueError(f"options: plugin '{plugin}' has no component {', '.join(sorted(unknown))}")
+    if unknown := excused.keys() - used:
+        raise ValueError(f"expected_failures: there is no case {', '.join(sorted(unknown))}")
 
     @pytest.mark.parametrize(("check", "kit"), cases)
     def test_contract(check: Callable[[Kit], None], kit: Kit) -> None:
