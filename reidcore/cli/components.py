@@ -163,7 +163,9 @@ def _example(catalog: Catalog, kind: Kind, component: Component) -> str:
             path = f"datasets/{component.name}" if name == "root" else f"path/to/{name}"
             value = _placeholder(option_schema(field, catalog), path if field.type is Path else "change-this")
             required[name] = f"{name} = {_toml(value)}  # change this: {field.metadata.get('help', '')}"
-        elif default is not None:
+        elif default is None:
+            given[name] = f"# {name} = ...  # {describe_type(field.type)}; {field.metadata.get('help', '')}"
+        else:
             given[name] = f"{name} = {_toml(default)}"
     if "weights" in given and not _loads(catalog, component, required):  # such as a network without published ones
         given["weights"] = 'weights = "none"  # its default does not go with the other ones'
