@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from reidcore.builtin.aggregators import MGN
-from reidcore.builtin.modules.mgn import MultipleGranularity
+from reidcore.builtin.modules.mgn import MultipleGranularity, _without_strides
 from reidcore.builtin.modules.pooling import GeneralizedMean, average, maximum
 from reidcore.errors import ContractError
 from reidcore.types import MapShape
@@ -173,3 +173,9 @@ def test_the_generalized_mean_of_a_signed_map_is_refused():
     with pytest.raises(ContractError, match="map 'late' may be negative"):
         mgn(backbone, pooling="gem")
     mgn(backbone, pooling="avg")
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2, ceil_mode=True), nn.AvgPool2d(3, 2, padding=1), nn.MaxPool2d(2)])
+def test_branches_keep_the_height_of_their_map_where_poolings_have_the_stride(pool):
+    tail = _without_strides(nn.Sequential(pool, nn.Conv2d(4, 7, 3, 2, padding=1)))
+    assert tail(torch.zeros(1, 4, 8, 6)).shape == (1, 7, 8, 6)

@@ -81,6 +81,10 @@ def _without_strides(tail: nn.Module) -> nn.Module:
     for module in tail.modules():
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
+        elif isinstance(module, (nn.AvgPool2d, nn.MaxPool2d)):  # of shortcuts, or after a convolution
+            if module.kernel_size == module.stride:
+                module.kernel_size = 1
+            module.stride = 1
     return tail
 
 
