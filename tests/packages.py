@@ -4,7 +4,7 @@ An environment borrows, through symbolic links to what is installed beside this 
 packages declare that they need, and the tools of their development groups: so it takes seconds, and an import that is
 not declared fails. `make test-packages` runs it.
 
-    python tests/packages.py [--only NAME ...]      core, plugins, or the name of one plugin
+    python tests/packages.py [--only NAME ...]      plugins or the name of one, new-plugins, core
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ def copy(source: Path, target: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="core, plugins, or the name of one plugin")
-    only = parser.parse_args().only or ["core", "plugins"]
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="plugins or the name of one, new-plugins, core")
+    only = parser.parse_args().only or ["plugins", "new-plugins", "core"]
     wanted = [plugin for plugin in PLUGINS if {"plugins", plugin.name} & set(only)]
     failed = []
     with TemporaryDirectory(prefix="reidcore-packages-") as name:
@@ -168,8 +168,9 @@ def main() -> int:
         for plugin in wanted:
             own = list(wheels.glob(f"{plugin.name.replace('-', '_')}-*.whl"))
             checks.append((plugin.name, [core, *own], [ROOT, plugin], partial(test_plugin, plugin=plugin)))
-        if "core" in only:
+        if "new-plugins" in only:
             checks.append(("new-plugins", [core], [ROOT], test_new_plugins))
+        if "core" in only:
             checks.append(("core", [core], [ROOT], test_core))
         for label, needed, projects, check in checks:
             started = time.perf_counter()
