@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from reidcore.assemble import build_losses, build_model
-from reidcore.catalog import discover
+from reidcore.catalog import Catalog
 from reidcore.errors import ContractError
 from reidcore.recipe import load_recipe
 from reidcore.types import Batch, Step
 
-CATALOG = discover()
+CATALOG = Catalog.of()  # the core's, whatever is installed
 NAMES = {
     kind: [component.full_name for component in CATALOG.components(kind)] for kind in ("backbone", "aggregator", "head")
 }

@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from reidcore.catalog import Catalog
 from reidcore.component import Component
-from reidcore.errors import ContractError
+from reidcore.errors import ContractError, RecipeError
 
 SIZES = ((64, 32), (96, 64))
 """Heights and widths that networks are checked with."""
@@ -55,7 +55,7 @@ class Kit:
                 with torch.device("meta"):
                     self.config().build(self._config(component, {}).build(*size))
                 return component
-            except (ContractError, KeyError, ValueError) as error:
+            except (ContractError, RecipeError, KeyError, ValueError) as error:
                 reasons.append(f"{component.name}: {error}")
         raise AssertionError(f"no backbone of the catalog goes with {self.component.name}: {'; '.join(reasons)}")
 
