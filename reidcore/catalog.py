@@ -119,18 +119,19 @@ class Catalog:
         names = {item.name for item in self.components(kind.name)}
         text = f"no {kind.name} is called '{name}'"
         others = [other.one for other in KINDS.values() if bare in {i.name for i in self.components(other.name)}]
-        if plugin and plugin not in {known.name for known in self.plugins}:
+        missing = plugin and plugin not in {known.name for known in self.plugins}
+        if missing:
             text += f"; no plugin '{plugin}' is installed (its package may be called reid-{plugin})"
-        elif plugin and bare in names:
+        if plugin and bare in names:
             providers = ", ".join(repr(i.full_name) for i in self.components(kind.name) if i.name == bare)
             text += f"; there is {providers}"
-        elif others:
+        elif others and not missing:
             text += f"; '{bare}' is {others[0]}"
-        elif near := get_close_matches(bare, sorted(names), 1):
+        elif not missing and (near := get_close_matches(bare, sorted(names), 1)):
             text += f"; did you mean '{near[0]}'?"
-        elif names:
+        elif names and not missing:
             text += f"; there are {', '.join(sorted(names))}"
-        else:
+        elif not names:
             text += "; no installed plugin offers one"
         for broken in self.failed:
             text += f"\n  note: plugin '{broken.name}' ({broken.origin}) did not load: {broken.error}"

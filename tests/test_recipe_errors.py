@@ -74,8 +74,9 @@ ONE_MISTAKE = {
         "6: backbone.name: no backbone is called 'gem'; 'gem' is an aggregator",
     ),
     "a name with another plugin's prefix": (
-        '[backbone]\nname = "resnest:resnet50"',
-        "6: backbone.name: no backbone is called 'resnest:resnet50'; there is 'core:resnet50'",
+        '[backbone]\nname = "nowhere:resnet50"',
+        "6: backbone.name: no backbone is called 'nowhere:resnet50'; no plugin 'nowhere' is installed "
+        "(its package may be called reid-nowhere); there is 'core:resnet50'",
     ),
     "a kind without components": (
         '[[export]]\nname = "nowhere"',
