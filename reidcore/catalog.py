@@ -22,7 +22,7 @@ import pluggy
 from attrs import frozen
 
 from reidcore import hookspecs
-from reidcore.component import Component
+from reidcore.component import Component, default_of
 from reidcore.errors import ReidDeprecationWarning, ReidError, UnknownComponent
 from reidcore.kinds import KINDS, Kind
 
@@ -177,7 +177,7 @@ def _installed() -> list[Plugin]:
     plugins = []
     for (name, origin), (entry, metadata) in sorted(found.items(), key=lambda item: item[0]):
         if names is not None and name not in names:
-            plugins.append(Plugin(name, origin, status="disabled"))
+            plugins.append(Plugin(name, origin, metadata["Version"] or "", "disabled"))
         else:
             plugins.append(_load(name, origin, partial(_compatible, metadata), entry.load))
     for name in sorted((names or set()) - {plugin.name for plugin in plugins} - {CORE}):
@@ -297,8 +297,7 @@ def _check_options(config: type, what: str) -> None:
                 f"{what} has an option '{field.name}' of type {field.type}; expected bool, int, float, str, Path, "
                 "Literal of these, a config class, or tuples, lists, mappings and unions of them"
             )
-        if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
-            field.default.factory()  # type: ignore[union-attr]
+        default_of(field)
 
 
 def _can_be_written(of: Any) -> bool:

@@ -68,9 +68,8 @@ def new_plugin(name: str, kind: str, parent: Path) -> Path:
         raise ReidError(f"{folder} exists; choose another name, or remove it")
     major, minor, *_ = __version__.split(".")
     words = {
-        "$RECIPE": _recipe(kind).replace("reid-example", name).replace('"example"', f'"{plugin}"'),
-        "$NAME": kind,
-        "$KIND": KINDS[kind].one[0].upper() + KINDS[kind].one[1:],
+        "$KIND": kind,
+        "$A_KIND": KINDS[kind].one[0].upper() + KINDS[kind].one[1:],
         "$VERSION": f"{major}.{minor}",
         "$NEXT": f"{major}.{int(minor) + 1}" if major == "0" else str(int(major) + 1),
         "reid-example": name,
@@ -78,7 +77,6 @@ def new_plugin(name: str, kind: str, parent: Path) -> Path:
         "Example": class_name,
         "example": plugin,
     }
-
     pattern = re.compile("|".join(map(re.escape, words)))
 
     def renamed(text: str) -> str:
@@ -90,7 +88,7 @@ def new_plugin(name: str, kind: str, parent: Path) -> Path:
     sources |= {folder / renamed("reid_example") / name: here / kind / name for name in ("__init__.py", f"{kind}.py")}
     texts = {target: source.read_text(encoding="utf-8") for target, source in sources.items()}
     try:
-        for target, text in {**texts, folder / "recipe.toml": "$RECIPE"}.items():
+        for target, text in {**texts, folder / "recipe.toml": _recipe(kind)}.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(renamed(text), encoding="utf-8")
     except OSError as error:
