@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -75,3 +78,40 @@ class NonLocal(nn.Module):
         y = (g @ phi.transpose(1, 2) / g.shape[2]) @ theta
         change: Tensor = self.W(y.unflatten(2, x.shape[2:]))
         return x + change
+
+
+class ResidualStages(nn.Module):
+    """A network of stages of residual blocks, `layer1` on, whose last blocks non-local blocks may follow, `NL_1` on.
+
+    A map is called after its stage, `stage3`, or after its block, counted from 0: `stage3.0`; that of a stage's last
+    block is the stage's.
+    """
+
+    stages: int
+
+    def maps(self, x: Tensor, want: Sequence[str]) -> Mapping[str, Tensor]:
+        """(B, C, H, W) of the stem -> `{name: (B, C', H', W')}` for the wanted maps; what is after them is left out."""
+        maps: dict[str, Tensor] = {}
+        for name, modules in self._steps():
+            if len(maps) == len(set(want)):
+                break
+            for module in modules:
+                x = module(x)
+            if name in want:
+                maps[name] = x
+        return maps
+
+    def tail(self, after: str) -> nn.Sequential:
+        """Return a copy of what follows map `after`: blocks, each with its non-local block if it has one."""
+        steps = list(self._steps())
+        start = [name for name, _ in steps].index(after) + 1
+        return nn.Sequential(*copy.deepcopy([module for _, modules in steps[start:] for module in modules]))
+
+    def _steps(self) -> Iterator[tuple[str, list[nn.Module]]]:
+        """Yield each block, with its non-local block if it has one, and the name of the map that they give."""
+        for number in range(1, self.stages + 1):
+            blocks, attention = getattr(self, f"layer{number}"), getattr(self, f"NL_{number}")
+            plain = len(blocks) - len(attention)
+            for index, block in enumerate(blocks):
+                name = f"stage{number}" if index == len(blocks) - 1 else f"stage{number}.{index}"
+                yield name, [block] if index < plain else [block, attention[index - plain]]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Literal
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reidcore.errors import ContractError
-from reidcore.layers import InstanceBatchNorm, InstanceNorm, NonLocal
+from reidcore.layers import InstanceBatchNorm, InstanceNorm, NonLocal, ResidualStages
 from reidcore.types import MapShape
 
 IBN = Literal["none", "a", "b"]
@@ -92,7 +91,7 @@ class Block(nn.Module):
         return out
 
 
-class ResNeSt(nn.Module):
+class ResNeSt(ResidualStages):
     """ResNeSt (Zhang et al. 2020) without its classifier: a ResNet of split-attention blocks with a deep stem.
 
     It offers the maps `stage1` to `stage4`, and `stage3.0` after the first block of stage 3, where multi-granularity
@@ -188,31 +187,7 @@ class ResNeSt(nn.Module):
 
     def forward(self, images: Tensor, want: Sequence[str], cameras: Tensor | None = None) -> Mapping[str, Tensor]:
         """(B, 3, H, W) normalised -> `{name: (B, C, H, W)}` for the wanted maps; what comes later is not computed."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        maps: dict[str, Tensor] = {}
-        for name, modules in self._steps():
-            if len(maps) == len(set(want)):
-                break
-            for module in modules:
-                x = module(x)
-            if name in want:
-                maps[name] = x
-        return maps
-
-    def tail(self, after: str) -> nn.Sequential:
-        """Return a copy of what follows map `after`: blocks, each with its non-local block if it has one."""
-        steps = list(self._steps())
-        start = [name for name, _ in steps].index(after) + 1
-        return nn.Sequential(*copy.deepcopy([module for _, modules in steps[start:] for module in modules]))
-
-    def _steps(self) -> Iterator[tuple[str, list[nn.Module]]]:
-        """Yield each block, with its non-local block if it has one, and the name of the map that they give."""
-        for number in range(1, self.stages + 1):
-            blocks, attention = getattr(self, f"layer{number}"), getattr(self, f"NL_{number}")
-            plain = len(blocks) - len(attention)
-            for index, block in enumerate(blocks):
-                name = f"stage{number}" if index == len(blocks) - 1 else f"stage{number}.{index}"
-                yield name, [block] if index < plain else [block, attention[index - plain]]
+        return self.maps(self.maxpool(self.relu(self.bn1(self.conv1(images)))), want)
 
 
 def _conv3x3(channels: int, out: int, *, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
 from reidcore.errors import ContractError
-from reidcore.layers import InstanceBatchNorm, InstanceNorm, NonLocal, SqueezeExcitation
+from reidcore.layers import InstanceBatchNorm, InstanceNorm, NonLocal, ResidualStages, SqueezeExcitation
 from reidcore.types import MapShape
 
 IBN = Literal["none", "a", "b"]
@@ -64,7 +63,7 @@ class Block(nn.Module):
         return out
 
 
-class ResNet(nn.Module):
+class ResNet(ResidualStages):
     """ResNet (He et al. 2016), or with `groups` ResNeXt (Xie et al. 2017), without its classifier.
 
     It offers the maps `stage1` to `stage4`, and `stage3.0` after the first block of stage 3, where multi-granularity
@@ -159,31 +158,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor, want: Sequence[str], cameras: Tensor | None = None) -> Mapping[str, Tensor]:
         """(B, 3, H, W) normalised -> `{name: (B, C, H, W)}` for the wanted maps; what comes later is not computed."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        maps: dict[str, Tensor] = {}
-        for name, modules in self._steps():
-            if len(maps) == len(set(want)):
-                break
-            for module in modules:
-                x = module(x)
-            if name in want:
-                maps[name] = x
-        return maps
-
-    def tail(self, after: str) -> nn.Sequential:
-        """Return a copy of what follows map `after`: blocks, each with its non-local block if it has one."""
-        steps = list(self._steps())
-        start = [name for name, _ in steps].index(after) + 1
-        return nn.Sequential(*copy.deepcopy([module for _, modules in steps[start:] for module in modules]))
-
-    def _steps(self) -> Iterator[tuple[str, list[nn.Module]]]:
-        """Yield each block, with its non-local block if it has one, and the name of the map that they give."""
-        for number in range(1, self.stages + 1):
-            blocks, attention = getattr(self, f"layer{number}"), getattr(self, f"NL_{number}")
-            plain = len(blocks) - len(attention)
-            for index, block in enumerate(blocks):
-                name = f"stage{number}" if index == len(blocks) - 1 else f"stage{number}.{index}"
-                yield name, [block] if index < plain else [block, attention[index - plain]]
+        return self.maps(self.maxpool(self.relu(self.bn1(self.conv1(images)))), want)
 
 
 def _conv3x3(channels: int, out: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
