@@ -39,6 +39,7 @@ from reidcore.results import load_results, save_results
 from reidcore.retrieval import Coverage
 from reidcore.retrieval.bootstrap import Difference, differences
 from reidcore.retrieval.evaluation import Result
+from reidcore.retrieval.postprocess import chooses
 from reidcore.retrieval.store import EmbeddingWriter
 from reidcore.types import Sample
 
@@ -104,7 +105,7 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
 
     def score(model: nn.Module, epoch: int) -> float | None:
         if recipe.evaluation.every:
-            done[epoch] = _evaluate(run_, evaluator, model, data.tests, epoch)
+            done[epoch] = _evaluate(run_, evaluator, model, data.tests, epoch, data.holdout)
         if data.holdout is None:
             return None
         return _evaluate(run_, holdout_evaluator, model, [data.holdout], epoch)[data.holdout.label]["mAP"]
@@ -134,12 +135,13 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         terminal.note("\n  ".join([started, *taken.misfits()]))
     try:
         if recipe.evaluation.before and not (folder / BEFORE).is_file():
-            _write_metrics(folder / BEFORE, _evaluate(run_, evaluator, run_.model, data.tests, 0))
+            _write_metrics(folder / BEFORE, _evaluate(run_, evaluator, run_.model, data.tests, 0, data.holdout))
         with _interruptible(run_):
             model = fit(run_, resume)
         save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": data.classes})
         epoch = run_.best_epoch or run_.epoch
-        results = done.get(epoch) or _evaluate(run_, _keeping(evaluator, loaded, folder), model, data.tests, epoch)
+        keeping = _keeping(evaluator, loaded, folder)
+        results = done.get(epoch) or _evaluate(run_, keeping, model, data.tests, epoch, data.holdout)
         for position, exporter in enumerate(exporters):
             _export(loaded, position, exporter, model, data.train.samples, folder)
         save_results(folder, results)
@@ -159,13 +161,13 @@ def evaluate_run(
     """
     folder = Path(folder)
     model, loaded = _load(folder, overrides, plugin_files)
-    data = read_data(loaded, train=False)
+    data = read_data(loaded, train=any(chooses([p.build() for p in test.postprocess]) for test in loaded.recipe.test))
     if not data.tests:
         raise RunError(f"the recipe of {folder} has no [[test]] table; add --set test.0.name=NAME and its options")
     for test in data.tests:
         test.coverage()
     evaluator = _keeping(make_evaluator(loaded.recipe), loaded, folder)
-    results = evaluator(model.to(evaluator.device), data.tests)
+    results = evaluator(model.to(evaluator.device), data.tests, data.holdout)
     if all(_PLACE.match(override) for override in overrides):
         save_results(folder, results)
         _write_metrics(folder / RESULTS, results)
@@ -376,8 +378,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {path: leaf for key, item in items for path, leaf in _flat(item, f"{prefix}{key}.").items()}
 
 
-def _evaluate(run: Run, evaluator: Evaluator, model: nn.Module, tests: Sequence[Test], epoch: int) -> dict[str, Result]:
-    results = evaluator(model, tests)
+def _evaluate(
+    run: Run, evaluator: Evaluator, model: nn.Module, tests: Sequence[Test], epoch: int, holdout: Test | None = None
+) -> dict[str, Result]:
+    results = evaluator(model, tests, holdout)
     for label, result in results.items():
         run.log(
             kind="evaluation",
@@ -387,6 +391,7 @@ def _evaluate(run: Run, evaluator: Evaluator, model: nn.Module, tests: Sequence[
             metrics=dict(result),
             queries=result.queries,
             covered=result.covered,
+            chosen=dict(result.chosen),
         )
     return results
 

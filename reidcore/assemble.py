@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,16 +21,16 @@ from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import find_init
 from reidcore.data import Loader
 from reidcore.errors import ContractError, DataError, ReidError, RunError
-from reidcore.features import KeptFeatures
-from reidcore.kinds import Loss, Sampler, SamplerConfig
+from reidcore.features import KeptFeatures, room_for
+from reidcore.kinds import Loss, Sampler, SamplerConfig, TransformConfig
 from reidcore.loop import Freezer, Losses, Run
 from reidcore.model import Model
 from reidcore.options import EvaluationOptions, InputOptions
 from reidcore.recipe import Loaded, Recipe
-from reidcore.retrieval import Coverage, coverage
+from reidcore.retrieval import Coverage, Problem, coverage
 from reidcore.retrieval.evaluation import Result, evaluate
-from reidcore.retrieval.extract import extract, extract_batches
-from reidcore.retrieval.postprocess import check_chain
+from reidcore.retrieval.extract import Room, extract, extract_batches
+from reidcore.retrieval.postprocess import check_chain, choose, chooses
 from reidcore.types import ALONE, UNKNOWN, Features, Parts, Sample, Splits, Stream, World
 
 
@@ -48,6 +48,8 @@ class Test:
     """Tests of the same source share their features."""
     known_cameras: bool
     """Whether the cameras are those of the training, with the same numbers."""
+    query_transform: Sequence[Any] = ()
+    """The configs of what is done to the queries."""
 
     def coverage(self) -> Coverage:
         """Return how many queries have a match. Raises DataError when none has one."""
@@ -117,12 +119,17 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
             postprocess=tuple(part.build() for part in test.postprocess),
             source=number(test.dataset),
             known_cameras=[entry.dataset for entry in recipe.train] == [test.dataset],  # joined sets are renumbered
+            query_transform=test.query_transform,
         )
         for position, test in enumerate(recipe.test)
     )
     holdout = None
     if train and recipe.evaluation.holdout:
         samples, holdout = _hold_out(samples, recipe.evaluation.holdout, recipe.run.seed)
+    for test in tests:
+        build_query_transforms(test.query_transform, recipe.input, test.label)
+        if train:
+            _check_chosen(recipe, test.label, test.postprocess)
     identities, labels = np.unique([sample.identity for sample in samples], return_inverse=True)
     notes = tuple(note for splits in built for note in splits.notes)
     return Data(Stream(samples, labels), targets, len(identities), tests, holdout, notes)
@@ -160,6 +167,28 @@ def _combine(sets: Sequence[Sequence[Sample]]) -> list[Sample]:
         identities = 1 + max((sample.identity for sample in joined), default=-1)
         cameras = 1 + max((sample.camera for sample in joined), default=-1)
     return joined
+
+
+def _check_chosen(recipe: Recipe, label: str, postprocess: Sequence[Any]) -> None:
+    """Raise ContractError for post-processors that choose on held-out identities if there are none."""
+    if chooses(postprocess) and not recipe.evaluation.holdout:
+        raise ContractError(
+            f"test '{label}': its post-processors choose on held-out training identities, and none are held out; "
+            "write holdout = 0.1 in [evaluation], or fix the option"
+        )
+
+
+def build_query_transforms(
+    transforms: Sequence[TransformConfig], size: InputOptions, label: str
+) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    """Build what is done to a test's queries. Raises ContractError for a transform that needs other images."""
+    built = [transform.build(size.height, size.width) for transform in transforms]
+    if any(getattr(transform, "mixes", False) for transform in built):
+        raise ContractError(
+            f"test '{label}': query_transform: a transform that mixes images of a batch is for training only; "
+            "queries are transformed one by one"
+        )
+    return built  # type: ignore[return-value]
 
 
 def _hold_out(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], Test]:
@@ -263,8 +292,11 @@ def check_build(loaded: Loaded) -> None:
         build_losses(recipe, model, classes=2)
     for transform in recipe.transform:
         transform.build(recipe.input.height, recipe.input.width)
-    for test in recipe.test:
-        check_chain([part.build() for part in test.postprocess], model.aggregator.extras.keys())
+    for position, test in enumerate(recipe.test):
+        chain = [part.build() for part in test.postprocess]
+        check_chain(chain, model.aggregator.extras.keys())
+        _check_chosen(recipe, loaded.label(position), chain)
+        build_query_transforms(test.query_transform, recipe.input, loaded.label(position))
     for metric in recipe.metric:
         metric.build()
     recipe.task.build()
@@ -324,17 +356,31 @@ class Evaluator:
     kept: KeptFeatures | None = None
     world: World = ALONE
 
-    def __call__(self, model: nn.Module, tests: Sequence[Test]) -> dict[str, Result]:
-        """Return each test's result, in order."""
-        cache: dict[int, tuple[Features, Features]] = {}
+    def __call__(self, model: nn.Module, tests: Sequence[Test], holdout: Test | None = None) -> dict[str, Result]:
+        """Return each test's result, in order.
+
+        What post-processors have to choose they choose on `holdout`, whose queries are transformed as the test's.
+        """
+        extras = {name for test in tests for part in test.postprocess for name in part.needs}
+        cache: dict[tuple[int, str, str], Features] = {}
+
+        def features(test: Test, side: str) -> Features:
+            transform = test.query_transform if side == "query" else ()
+            key = (test.source, side, repr(transform))
+            if key not in cache:
+                cache[key] = self._features(model, test, side, transform, extras)
+            return cache[key]
+
         results = {}
         for test in tests:
-            if test.source not in cache:
-                parts = (test.splits.query, test.splits.gallery)
-                query, gallery = (self._features(model, part, test.known_cameras) for part in parts)
-                cache[test.source] = (query, gallery)
-            results[test.label] = evaluate(
-                *cache[test.source],
+            chosen: dict[str, float] = {}
+            if holdout and chooses(test.postprocess):
+                like = evolve(holdout, query_transform=test.query_transform)
+                sides = features(like, "query"), features(like, "gallery")
+                chosen = choose(Problem(*sides, like.protocol, self.options.distance, self.device), test.postprocess)
+            result = evaluate(
+                features(test, "query"),
+                features(test, "gallery"),
                 distance=self.options.distance,
                 postprocess=test.postprocess,
                 metrics=self.metrics,
@@ -342,17 +388,29 @@ class Evaluator:
                 intervals=True,
                 device=self.device,
             )
+            results[test.label] = evolve(result, chosen=chosen)
         return results
 
-    def _features(self, model: nn.Module, samples: Sequence[Sample], cameras: bool) -> Features:
-        def extract() -> Features:
-            return self.extract(model, samples, cameras)
+    def _features(
+        self, model: nn.Module, test: Test, side: str, transform: Sequence[Any], extras: Collection[str]
+    ) -> Features:
+        samples = getattr(test.splits, side)
 
-        return self.kept.get(samples, cameras, extract) if self.kept else extract()
+        def extracted(room: Room) -> Features:
+            return extract(
+                model,
+                samples,
+                cameras=test.known_cameras,
+                transforms=build_query_transforms(transform, self.input, test.label),
+                extras=extras,
+                room=room,
+                world=self.world,
+                **self._reading(),
+            )
 
-    def extract(self, model: nn.Module, samples: Sequence[Sample], cameras: bool = False) -> Features:
-        """Return the features of samples, as the recipe's [evaluation] says; `cameras` tells the model theirs."""
-        return extract(model, samples, cameras=cameras, world=self.world, **self._reading())
+        if self.kept:
+            return self.kept.get(samples, (test.known_cameras, transform, sorted(extras)), extracted)
+        return extracted(room_for(self.options.memory * 2**30))
 
     def stream(self, model: nn.Module, samples: Sequence[Sample]) -> Iterator[NDArray[np.float32]]:
         """Yield the (B, D) embeddings of samples in order, a batch at a time."""
@@ -404,6 +462,8 @@ def assemble(
         transforms.insert(0, Resize(*size))
     model = build_model(recipe, data.classes).to(device)
     _check_cameras(model, data.train.samples)
+    for test in data.tests:
+        check_chain(test.postprocess, model.aggregator.extras.keys())
     losses = build_losses(recipe, model, data.classes, world).to(device)
 
     def make_loader(stream: Stream) -> Loader:

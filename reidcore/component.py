@@ -31,7 +31,7 @@ def option(
 ) -> Any:
     """Declare an option of a config class: `attrs.field` with a help text and bounds.
 
-    Bounds hold for each item of an array. Without `default` or `factory` the option must be given.
+    Bounds hold for each number, of an array too. Without `default` or `factory` the option must be given.
     """
     given = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     bounds = {name: bound for name, bound in given.items() if bound is not None}
@@ -64,7 +64,7 @@ def describe_bounds(bounds: dict[str, float]) -> str:
 def _check_bounds(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     bounds = attribute.metadata["bounds"]
     for item in value if isinstance(value, (tuple, list)) else (value,):
-        if item is not None and not all(_BOUNDS[name][0](item, bound) for name, bound in bounds.items()):
+        if not isinstance(item, str | None) and not all(_BOUNDS[name][0](item, bound) for name, bound in bounds.items()):
             raise ValueError(f"found {item}; expected {describe_bounds(bounds)}")
 
 

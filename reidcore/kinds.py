@@ -79,7 +79,7 @@ class Aggregator(Protocol):
 
     @property
     def extras(self) -> Mapping[str, Extra]:
-        """Shape of each extra."""
+        """Shape of each extra; in training they may be left out."""
 
     def __call__(self, maps: Mapping[str, Tensor]) -> Views:
         """`{map: (B, C, H, W)}` -> views of (B, D)."""
@@ -211,6 +211,10 @@ class Postprocessor(Protocol):
 
     Stage `features` changes the features, `graph` looks at all neighbours (one at most), `rows` re-scores a block
     of distances; they run in that order.
+
+    One with something left to choose, a threshold or a weight, has a method `choose(problem) -> {name: value}`: before
+    it prepares a test it is given the features of training identities that were held out (`evaluation.holdout`), and
+    what it returns is told to the user. Options are never chosen on a test.
     """
 
     @property
@@ -404,7 +408,12 @@ KINDS = {
         Kind("metric", "metrics", MetricConfig),
         Kind("postprocessor", "postprocessors", PostprocessorConfig),
         Kind("exporter", "exporters", ExporterConfig),
-        Kind("dataset", "datasets", DatasetConfig, ("role", "label", "protocol", "cameras", "postprocess")),
+        Kind(
+            "dataset",
+            "datasets",
+            DatasetConfig,
+            ("role", "label", "protocol", "cameras", "query_transform", "postprocess"),
+        ),
         Kind("transform", "transforms", TransformConfig),
         Kind("optimizer", "optimizers", OptimizerConfig),
         Kind("scheduler", "schedulers", SchedulerConfig),

@@ -62,6 +62,9 @@ class EvaluationOptions:
     before: bool = option(False, help="also evaluate before training")
     intervals: bool = option(False, help="show 95% intervals, by bootstrap over query identities")
     keep_features: bool = option(True, help="keep the tests' features in the run folder, for other post-processing")
+    memory: float = option(
+        2.0, help="GiB of features (of queries or gallery) to hold in memory; more are in a temporary file", at_least=0
+    )
     flip: bool = option(True, help="average the embeddings of an image and its mirror image")
     holdout: float = option(
         0.0,

@@ -70,6 +70,9 @@ class TestSet:
         "cross-camera", "multi-query", "single-gallery-shot", "all-cameras", "in-shop", "vehicleid", "verification"
     ] = option("cross-camera", help="what is compared, what counts as a match and as junk")
     cameras: Literal["use", "ignore"] = option("use", help="'ignore' for a set without cameras")
+    query_transform: tuple[TransformConfig, ...] = option(
+        (), help="transforms of the queries, in order: what the test is to be harder by, the same at every evaluation"
+    )
     postprocess: tuple[PostprocessorConfig, ...] = option((), help="post-processors in order")
     dataset: DatasetConfig = _inline()
 

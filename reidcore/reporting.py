@@ -103,7 +103,8 @@ class Terminal:
         elif event["kind"] == "evaluation":
             figures = ", ".join(f"{name} {value:.3f}" for name, value in event["metrics"].items())
             covered = f"{event['covered']} of {event['queries']} queries"
-            self.console.print(f"{event['test']}: {figures} ({covered})", highlight=False, soft_wrap=True)
+            chosen = describe_chosen(event.get("chosen", {}))
+            self.console.print(f"{event['test']}: {figures} ({covered}{chosen})", highlight=False, soft_wrap=True)
         elif event["kind"] == "resume":
             self.console.print(f"going on from step {event['step']}", highlight=False, soft_wrap=True)
 
@@ -192,6 +193,12 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def describe_chosen(chosen: Mapping[str, float]) -> str:
+    """Return what was chosen as the end of a text, ", on held-out identities blend = 0.8 was chosen", or nothing."""
+    values = ", ".join(f"{name} = {value:g}" for name, value in chosen.items())
+    return f"; {values} was chosen on held-out identities" if values else ""
 
 
 def metrics_table(rows: Mapping[str, tuple[Mapping[str, float], str]], intervals: bool = False) -> Table:

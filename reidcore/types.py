@@ -115,7 +115,10 @@ class MapShape:
 
 @frozen
 class Extra:
-    """Shape of one image's extra output, without the batch."""
+    """Shape of one image's extra output, without the batch.
+
+    It is kept in the type that it comes in, float32 or float16.
+    """
 
     shape: tuple[int, ...]
 

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from reidcore.api import evaluate_run
-from reidcore.reporting import make_console, metrics_table
+from reidcore.reporting import describe_chosen, make_console, metrics_table
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -18,6 +18,9 @@ def main(options: Namespace) -> int:
     """Print the figures and the queries that they cover."""
     console = make_console()
     results = evaluate_run(options.run, options.set, options.plugin)
-    rows = {label: (result, f"{result.covered} of {result.queries}") for label, result in results.items()}
+    rows = {
+        label: (result, f"{result.covered} of {result.queries}{describe_chosen(result.chosen)}")
+        for label, result in results.items()
+    }
     console.print(metrics_table(rows, options.intervals))
     return 0

@@ -95,9 +95,13 @@ def test_batches(
     batch: int,
     workers: int | None,
     device: torch.device,
+    first: int = 0,
 ) -> Iterator[Tensor]:
-    """Yield (B, 3, H, W) uint8 images in the order of `samples`, on the device. Raises DataError for a bad image."""
-    keys = [(0, index, index) for index in range(len(samples))]
+    """Yield (B, 3, H, W) uint8 images in the order of `samples`, on the device. Raises DataError for a bad image.
+
+    What is random in the pipeline depends on an image's place, counted from `first`, and on nothing else.
+    """
+    keys = [(0, first + index, index) for index in range(len(samples))]
     loader = DataLoader(
         _Images(samples, pipeline, size, seed=0),
         batch_sampler=[keys[start : start + batch] for start in range(0, len(keys), batch)],  # type: ignore[arg-type]

@@ -43,7 +43,8 @@ class Result(Mapping[str, float]):
     spread: `{figure: standard deviation}` over the repeats of a protocol that draws at random, or over folds;
     resampled: `{figure: (R,)}` that the intervals are made of, by drawing `drawn` identities that have a match;
     curves: `{name: {name: array}}` for plots, see `reidcore.retrieval.roc.Curve.plots`; of repeats, the first one's;
-    question: a hash of the protocol and all labels, equal for results that can be compared query by query.
+    question: a hash of the protocol and all labels, equal for results that can be compared query by query;
+    chosen: what post-processors chose on held-out identities, `{name: value}`.
     """
 
     _figures: Mapping[str, float]
@@ -57,6 +58,7 @@ class Result(Mapping[str, float]):
     drawn: int = 0
     curves: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(factory=dict, repr=False)
     question: str = field(default="", repr=False)
+    chosen: Mapping[str, float] = field(factory=dict)
 
     def __getitem__(self, name: str) -> float:
         return self._figures[name]

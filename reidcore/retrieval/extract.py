@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from reidcore.types import ALONE, Features, Sample, World
@@ -24,11 +25,15 @@ def extract_batches(
     device: torch.device | str = "cpu",
     precision: torch.dtype = torch.float32,
     cameras: bool = False,
+    transforms: Sequence[Callable[[Tensor], Tensor]] = (),
+    first: int = 0,
 ) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
     """Yield the (B, D) embeddings and the (B, ...) extras of `samples`, resized to `size` (height, width), in order.
 
-    `flip` averages the embeddings of each image and its mirror image. `cameras` tells the model each image's camera,
-    which has to have the number that it had in training. What is yielded is float32 in main memory.
+    `flip` averages the embeddings of each image and its mirror image; extras are those of the image. `cameras` tells
+    the model each image's camera, which has to have the number that it had in training. `transforms` change the images
+    before they are resized, each image by the chance of its place, counted from `first`. What is yielded is float32 in
+    main memory, or float16 where the model's extras are.
     The model is put into evaluation mode, and back into the mode that it was in. Raises DataError for a bad image.
     """
     from reidcore.builtin.modules.transforms import Resize
@@ -37,7 +42,8 @@ def extract_batches(
     device = torch.device(device)
     training = model.training
     model.eval()
-    batches = test_batches(samples, [Resize(*size)], size=size, batch=batch, workers=workers, device=device)
+    pipeline: list[Any] = [*transforms, Resize(*size)]
+    batches = test_batches(samples, pipeline, size=size, batch=batch, workers=workers, device=device, first=first)
     try:
         for number, images in enumerate(batches):
             told = {}
@@ -49,9 +55,23 @@ def extract_batches(
                 embedding = output.embedding.float()
                 if flip:
                     embedding = (embedding + model(images.flip(3), **told).embedding.float()) / 2
-            yield embedding.cpu(), {name: value.float().cpu() for name, value in output.extras.items()}
+            extras = {
+                name: (value if value.dtype == torch.float16 else value.float()).cpu()
+                for name, value in output.extras.items()
+            }
+            yield embedding.cpu(), extras
     finally:
         model.train(training)
+
+
+Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+Room = Callable[[Shapes], Mapping[str, NDArray[Any]]]
+"""Makes arrays of the shapes and types that are asked for, to be filled."""
+
+
+def in_memory(shapes: Shapes) -> dict[str, NDArray[Any]]:
+    """Return the arrays in main memory."""
+    return {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()}
 
 
 def extract(
@@ -60,25 +80,39 @@ def extract(
     *,
     world: World = ALONE,
     done: Callable[[int], None] = lambda count: None,
+    extras: Collection[str] | None = None,
+    room: Room = in_memory,
     **options: Any,
 ) -> Features:
     """Return the features of `samples`, in their order; the other options are those of `extract_batches`.
 
     Of several processes each returns those of its share: `world.size` consecutive parts of `samples`.
-    `done` is told how many images were added. Raises DataError for a bad image.
+    `done` is told how many images were added; `extras` are those to keep, by default all; `room` makes the arrays,
+    called "embeddings" and "extra.<name>". Raises DataError for a bad image.
     """
-    samples = samples[len(samples) * world.rank // world.size : len(samples) * (world.rank + 1) // world.size]
-    embeddings: list[Tensor] = []
-    extras: dict[str, list[Tensor]] = {}
-    for embedding, more in extract_batches(model, samples, **options):
-        embeddings.append(embedding)
-        for name, value in more.items():
-            extras.setdefault(name, []).append(value)
+    start, stop = (len(samples) * rank // world.size for rank in (world.rank, world.rank + 1))
+    samples = samples[start:stop]
+    arrays: Mapping[str, NDArray[Any]] = {}
+    count = 0
+    for embedding, more in extract_batches(model, samples, first=start, **options):
+        found = {"embeddings": embedding.numpy()}
+        found |= {f"extra.{name}": more[name].numpy() for name in more if extras is None or name in extras}
+        if not arrays:
+            wide = sorted(found.items(), key=lambda item: -item[1].itemsize)  # so that in a file all are aligned
+            arrays = room({name: ((len(samples), *array.shape[1:]), array.dtype) for name, array in wide})
+        for name, array in found.items():
+            arrays[name][count : count + len(array)] = array
+        count += len(embedding)
         done(len(embedding))
+    return as_features(samples, arrays or {"embeddings": np.zeros((0, 0), np.float32)})
+
+
+def as_features(samples: Sequence[Sample], arrays: Mapping[str, NDArray[Any]]) -> Features:
+    """Return the features of `samples` that arrays, named as `extract` does, are the embeddings and extras of."""
     return Features(
-        embeddings=torch.cat(embeddings).numpy() if embeddings else np.zeros((0, 0), np.float32),
+        embeddings=arrays["embeddings"],
         identities=np.array([sample.identity for sample in samples], dtype=np.int64),
         cameras=np.array([sample.camera for sample in samples], dtype=np.int64),
         paths=tuple(sample.name for sample in samples),
-        extras={name: torch.cat(values).numpy() for name, values in extras.items()},
+        extras={name.removeprefix("extra."): array for name, array in arrays.items() if name != "embeddings"},
     )

@@ -44,6 +44,22 @@ def check_chain(postprocessors: Sequence[Postprocessor], extras: Collection[str]
         raise ContractError(f"{' and '.join(graphs)} are both of stage graph; at most one can be used")
 
 
+def chooses(postprocessors: Sequence[Postprocessor]) -> bool:
+    """Return whether one of them has something to choose on held-out identities."""
+    return any(hasattr(part, "choose") for part in postprocessors)
+
+
+def choose(problem: Problem, postprocessors: Sequence[Postprocessor]) -> dict[str, float]:
+    """Let a chain choose what its options leave open, on held-out identities; return what was chosen."""
+    chosen: dict[str, float] = {}
+    for part in postprocessors:
+        if hasattr(part, "choose"):
+            chosen |= part.choose(problem)
+        if part.stage == "features":
+            problem = part.prepare(problem).problem
+    return chosen
+
+
 @frozen(eq=False)
 class Final:
     """The distances of a problem as its post-processors leave them.

@@ -10,8 +10,9 @@ N images, D dimension of the embedding.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -29,7 +30,12 @@ from reidcore.types import Features
 FORMAT = "reidcore-embeddings-1"
 BLOCK_BYTES = 2**26
 
-_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+_TYPES: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "I64": np.dtype("<i8"),
+    "U8": np.dtype("u1"),
+}
 LABELS = {"identities": "I64", "cameras": "I64", "path_ends": "I64", "paths": "U8"}
 """The arrays that stand for labels, with the names that safetensors gives to types."""
 
@@ -155,21 +161,14 @@ class EmbeddingWriter:
         self.partial = self.file.with_name(f".{self.file.name}.partial")
 
     def __enter__(self) -> Self:
-        header: dict[str, Any] = {"__metadata__": self.metadata}
-        at = 0
-        shapes = {name: (LABELS[name], array.shape) for name, array in self.labels.items()}
-        for name, (kind, shape) in {**shapes, "embeddings": ("F32", (len(self.paths), self.dim))}.items():
-            size = int(np.prod(shape)) * _TYPES[kind].itemsize
-            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
-            at += size
-        text = json.dumps(header).encode()
-        text += b" " * (-(len(text) + 8) % 64)
+        shapes = {name: (array.shape, array.dtype) for name, array in self.labels.items()}
+        text, _ = header({**shapes, "embeddings": ((len(self.paths), self.dim), np.dtype("<f4"))}, self.metadata)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.stream = self.partial.open("wb")
         except OSError as error:
             raise ReidError(os_message(error, "write", self.file)) from None
-        self._write(len(text).to_bytes(8, "little"), text, *(array.data for array in self.labels.values()))
+        self._write(text, *(array.data for array in self.labels.values()))
         return self
 
     def add(self, embeddings: NDArray[np.float32]) -> None:
@@ -207,6 +206,24 @@ class EmbeddingWriter:
             self.partial.replace(self.file)
         except OSError as error:
             raise ReidError(os_message(error, "write", self.file)) from None
+
+
+def header(
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], metadata: Mapping[str, str]
+) -> tuple[bytes, list[int]]:
+    """Return what a safetensors file of arrays begins with, and where in the rest of it each begins and the last ends.
+
+    arrays: `{name: (shape, type)}`.
+    """
+    kinds = {dtype: kind for kind, dtype in _TYPES.items()}
+    table: dict[str, Any] = {"__metadata__": dict(metadata)}
+    places = [0]
+    for name, (shape, dtype) in arrays.items():
+        places.append(places[-1] + math.prod(shape) * dtype.itemsize)
+        table[name] = {"dtype": kinds[dtype], "shape": shape, "data_offsets": places[-2:]}
+    text = json.dumps(table).encode()
+    text += b" " * (-(len(text) + 8) % 64)  # what follows is aligned
+    return len(text).to_bytes(8, "little") + text, places
 
 
 def refuse_existing(file: Path) -> None:

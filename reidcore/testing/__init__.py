@@ -29,6 +29,7 @@ def contract(
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     expected_failures: Mapping[str, str] | None = None,
+    extras: Mapping[str, tuple[int, ...]] | None = None,
     catalog: Catalog | None = None,
 ) -> Callable[..., None]:
     """Return a test function with one case for each component of `plugin` and check of its kind.
@@ -36,6 +37,7 @@ def contract(
     `options`: `{component: {option: value}}`, as a recipe would say, for components that need some; small networks
     make the checks fast, and of a backbone with an option `weights` the checks use "none". `expected_failures`:
     `{"component-check": reason}`, cases that must fail. In both, `kind-component` tells apart what is called alike.
+    `extras`: `{extra: shape of one image's}`, of those that post-processors need; they are given random numbers.
     Raises ReidError when the plugin is not installed, did not load or offers nothing.
     """
     from reidcore.testing.checks import CHECKS
@@ -48,7 +50,8 @@ def contract(
     for kind, component in components:
         names = (component.name, f"{kind}-{component.name}")
         used.update(names)
-        kit = Kit(found, kind, component, {key: value for name in names for key, value in chosen.get(name, {}).items()})
+        options_of = {key: value for name in names for key, value in chosen.get(name, {}).items()}
+        kit = Kit(found, kind, component, options_of, extras or {})
         for check in CHECKS["every"] + CHECKS[kind]:
             ids = [f"{name}-{check.__name__}" for name in names]
             used.update(ids)

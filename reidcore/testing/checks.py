@@ -139,6 +139,10 @@ def _leaves(tree: Any) -> list[Tensor]:
     return [leaf for value in tree for leaf in _leaves(value)] if isinstance(tree, (tuple, list)) else []
 
 
+def _shapes(results: Mapping[str, Tensor | None]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(result.shape) for name, result in results.items() if result is not None}
+
+
 @attrs.frozen
 class _Network:
     """How the checks of networks use one: how it is made, fed and read."""
@@ -250,16 +254,18 @@ def computes_in_bfloat16(kit: Kit) -> None:
 
 
 def trains(kit: Kit) -> None:
-    """Training gives as many results of the same shapes, and every parameter that learns has a gradient."""
+    """Training gives the results of evaluation, but for extras, and every parameter that learns has a gradient."""
     network = _network(kit)
     inputs = network.inputs(4)
     with torch.no_grad():
-        quiet = [leaf.shape for leaf in _leaves(network.run(network.build(0).eval(), inputs))]
+        quiet = _shapes(network.run(network.build(0).eval(), inputs))
     idle: dict[str, None] = {}
     for seed in range(5):  # a small layer's rectified values may all be 0 by chance
         module = network.build(seed).train()
-        results = _leaves(network.run(module, inputs))
-        assert [leaf.shape for leaf in results] == quiet
+        found = network.run(module, inputs)
+        left_out = {name for name in quiet if name.startswith("extra ")} - set(found)
+        assert _shapes(found) == {name: shape for name, shape in quiet.items() if name not in left_out}
+        results = _leaves(found)
         learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if learning:
             total = torch.stack([leaf.float().square().sum() for leaf in results if leaf.requires_grad]).sum()
@@ -590,7 +596,7 @@ def images_of_one_identity_stand_together(kit: Kit) -> None:
 # metrics
 
 
-def _problem(seed: int = 0, queries: int = 12) -> Any:
+def _problem(seed: int = 0, queries: int = 12, extras: Mapping[str, tuple[int, ...]] | None = None) -> Any:
     from reidcore.retrieval import Problem
 
     random = np.random.default_rng(seed)
@@ -598,7 +604,9 @@ def _problem(seed: int = 0, queries: int = 12) -> Any:
     def features(count: int) -> Features:
         identities = random.integers(0, 4, count)
         embeddings = random.normal(size=(count, 8)) + identities[:, None]
-        return Features(embeddings.astype(np.float32), identities, random.integers(0, 2, count))
+        cameras = random.integers(0, 2, count)
+        more = {name: random.random((count, *shape), np.float32) for name, shape in (extras or {}).items()}
+        return Features(embeddings.astype(np.float32), identities, cameras, extras=more)
 
     return Problem(features(queries), features(40))
 
@@ -691,14 +699,14 @@ def _prepared(kit: Kit, problem: Any, block_bytes: int = 1 << 20) -> Any:
 
 def distances_are_finite_and_one_a_pair(kit: Kit) -> None:
     """The final distances have the shape (queries, gallery)."""
-    problem = _problem()
+    problem = _problem(extras=kit.extras)
     distances = _prepared(kit, problem)
     assert distances.shape == (len(problem.query), len(problem.gallery)) and np.isfinite(distances).all()
 
 
 def distances_do_not_depend_on_blocks(kit: Kit) -> None:
     """Query by query the distances are those of all queries at once, and the given features stay as they are."""
-    problem = _problem()
+    problem = _problem(extras=kit.extras)
     before = copy.deepcopy((problem.query.embeddings, problem.gallery.embeddings))
     whole = _prepared(kit, problem)
     np.testing.assert_allclose(_prepared(kit, problem, 1), whole, rtol=0, atol=1e-6)
@@ -708,12 +716,9 @@ def distances_do_not_depend_on_blocks(kit: Kit) -> None:
 
 def the_order_of_the_gallery_does_not_matter(kit: Kit) -> None:
     """A shuffled gallery has shuffled distances."""
-    problem = _problem()
+    problem = _problem(extras=kit.extras)
     order = np.random.default_rng(3).permutation(len(problem.gallery))
-    g = problem.gallery
-    shuffled = attrs.evolve(
-        problem, gallery=Features(g.embeddings[order], g.identities[order], g.cameras[order], extras=g.extras)
-    )
+    shuffled = attrs.evolve(problem, gallery=problem.gallery.take(order))
     np.testing.assert_allclose(_prepared(kit, shuffled), _prepared(kit, problem)[:, order], rtol=1e-4, atol=1e-5)
 
 

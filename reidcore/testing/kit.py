@@ -24,6 +24,7 @@ class Kit:
     kind: str
     component: Component
     options: Mapping[str, Any]
+    extras: Mapping[str, tuple[int, ...]] = {}
     _fitting: list[Component] = field(factory=list, init=False)  # the backbone, once it has been looked for
 
     def config(self) -> Any:
