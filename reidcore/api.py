@@ -188,20 +188,33 @@ def _keeping(evaluator: Evaluator, loaded: Loaded, folder: Path) -> Evaluator:
 
 @frozen(eq=False)
 class Comparison:
-    """How runs did in one test: the result of each, and how each but the first differs from the first."""
+    """How runs did in one test: the result of each, and how each but the first differs from the first.
+
+    Of tests of one run the same, by their labels.
+    """
 
     results: Mapping[str, Result]
     differences: Mapping[str, Mapping[str, Difference]]
+
+    @classmethod
+    def of(cls, results: Mapping[str, Result]) -> Comparison:
+        """Compare results with the first one."""
+        (_, first), *others = results.items()
+        return cls(
+            results,
+            {name: differences(first, other, first.resampled, other.resampled, first.drawn) for name, other in others},
+        )
 
 
 def compare(folders: Sequence[str | Path]) -> dict[str, Comparison]:
     """Compare finished runs in each test that all of them have: `{label: comparison}`.
 
+    Of a single run, its tests with the same labels of queries and gallery are compared: `{label of the first: ...}`.
     Raises RunError for a run without results, for runs without a common test, and for a test whose queries differ.
     """
     names = [str(folder) for folder in folders]
-    if len(set(names)) < max(2, len(names)):
-        raise RunError("expected at least two run folders, all different")
+    if len(set(names)) < len(names):
+        raise RunError("expected run folders that are all different")
     results = {}
     for name in names:
         if not (Path(name) / RESULTS).is_file():
@@ -209,27 +222,32 @@ def compare(folders: Sequence[str | Path]) -> dict[str, Comparison]:
         if not (Path(name) / RESULTS_FILE).is_file():
             raise RunError(f"{name} holds no results to compare; make them: reidcore evaluate {name}")
         results[name] = load_results(Path(name))
+    if len(names) == 1:
+        return _compare_tests(names[0], results[names[0]])
     labels = [label for label in results[names[0]] if all(label in found for found in results.values())]
     if not labels:
         tests = "; ".join(f"{name}: {', '.join(found) or 'none'}" for name, found in results.items())
         raise RunError(f"the runs have no test in common ({tests})")
-    comparisons = {}
     for label in labels:
-        first, *others = (results[name][label] for name in names)
-        for name, other in zip(names[1:], others, strict=True):
-            if first.question != other.question:
+        for name in names[1:]:
+            if results[name][label].question != results[names[0]][label].question:
                 raise RunError(
                     f"test '{label}': {names[0]} and {name} were evaluated by another protocol, or on other queries or "
                     "another gallery, so nothing can be said query by query"
                 )
-        comparisons[label] = Comparison(
-            {name: results[name][label] for name in names},
-            {
-                name: differences(first, other, first.resampled, other.resampled, first.drawn)
-                for name, other in zip(names[1:], others, strict=True)
-            },
+    return {label: Comparison.of({name: results[name][label] for name in names}) for label in labels}
+
+
+def _compare_tests(name: str, results: Mapping[str, Result]) -> dict[str, Comparison]:
+    groups: dict[str, dict[str, Result]] = {}
+    for label, result in results.items():
+        groups.setdefault(result.question, {})[label] = result
+    compared = {next(iter(group)): Comparison.of(group) for group in groups.values() if len(group) > 1}
+    if not compared:
+        raise RunError(
+            f"{name} has no two tests of the same queries and gallery to compare; name another run to compare it with"
         )
-    return comparisons
+    return compared
 
 
 def load_model(folder: str | Path, device: str = "cpu", plugin_files: Sequence[str | Path] = ()) -> Embedder:

@@ -64,7 +64,9 @@ def describe_bounds(bounds: dict[str, float]) -> str:
 def _check_bounds(_: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     bounds = attribute.metadata["bounds"]
     for item in value if isinstance(value, (tuple, list)) else (value,):
-        if not isinstance(item, str | None) and not all(_BOUNDS[name][0](item, bound) for name, bound in bounds.items()):
+        if not isinstance(item, str | None) and not all(
+            _BOUNDS[name][0](item, bound) for name, bound in bounds.items()
+        ):
             raise ValueError(f"found {item}; expected {describe_bounds(bounds)}")
 
 

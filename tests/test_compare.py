@@ -9,6 +9,7 @@ from attrs import evolve
 
 from reidcore.results import load_results, save_results
 from reidcore.retrieval import Features, evaluate
+from reidcore.testing import tiny_recipe
 
 
 @pytest.fixture
@@ -65,7 +66,10 @@ def test_a_run_is_compared_with_another(runs, reidcore):
 
 def test_what_cannot_be_compared_is_refused(runs, reidcore, tmp_path):
     first, second = runs
-    assert reidcore("compare", first)[2] == "expected at least two run folders, all different\n"
+    assert reidcore("compare", first, first)[2] == "expected run folders that are all different\n"
+    assert reidcore("compare", first)[2] == (
+        f"{first} has no two tests of the same queries and gallery to compare; name another run to compare it with\n"
+    )
     assert reidcore("compare", first, first)[0] == 2
     assert "is not a finished run: it has no metrics.json" in reidcore("compare", first, tmp_path)[2]
     (second / "evaluation.safetensors").rename(second / "kept")
@@ -92,6 +96,26 @@ def test_features_are_extracted_once(runs, reidcore, monkeypatch):
     assert " to " in out
     assert (run / "evaluation.safetensors").read_bytes() == before  # of the run's own tests
     assert reidcore("evaluate", run)[0] == 0
+
+
+def test_the_tests_of_a_run_are_compared(toy_recipe, reidcore):
+    test = {"name": "folder", "root": str(toy_recipe.parent / "toy")}
+    again = {**test, "label": "again", "postprocess": [{"name": "k-reciprocal", "k1": 2, "k2": 1}]}
+    other = {**test, "label": "other", "protocol": "all-cameras"}
+    recipe = tiny_recipe(toy_recipe.parent, test=[test, again, other])
+    assert reidcore("run", recipe, "-q", "--set", "training.epochs=0")[0] == 0
+    run = toy_recipe.parent / "runs" / "toy"
+    status, out, err = reidcore("compare", run)
+    assert status == 0, err
+    assert "again" in out
+    assert "other" not in out
+    assert "hold all those of a test at once" in out
+    metrics = json.loads((run / "metrics.json").read_text())
+    compared = json.loads(reidcore("compare", run, "--json")[1])
+    assert compared.keys() == {"folder"}
+    assert compared["folder"]["tests"].keys() == {"folder", "again"}
+    found = compared["folder"]["differences"]["again"]["mAP"]
+    assert found["difference"] == pytest.approx(metrics["again"]["mAP"] - metrics["folder"]["mAP"], abs=1e-9)
 
 
 def test_features_of_another_model_or_images_are_not_taken(runs, toy_folder, reidcore):

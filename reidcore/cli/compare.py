@@ -12,34 +12,37 @@ from reidcore.reporting import make_console
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders; the first is what the others are held to")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="run folders; the first is what others are held to; of one, its tests"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def main(options: Namespace) -> int:
-    """Print a table a test."""
+    """Print a table a test; of a single run one of its tests."""
     comparisons = compare(options.runs)
+    compared = "run" if len(options.runs) > 1 else "test"
     if options.json:
-        print(json.dumps({label: _plain(comparison) for label, comparison in comparisons.items()}, indent=2))
+        print(json.dumps({label: _plain(each, f"{compared}s") for label, each in comparisons.items()}, indent=2))
         return 0
     console = make_console()
     for label, comparison in comparisons.items():
-        console.print(_table(label, comparison))
+        console.print(_table(label, comparison, compared))
     console.print(
         "Differences are in points. Their intervals, by paired bootstrap over query identities, hold all those of a "
-        "run at once with a confidence of 97%.",
+        f"{compared} at once with a confidence of 97%.",
         highlight=False,
         soft_wrap=True,
     )
     return 0
 
 
-def _table(label: str, comparison: Comparison) -> Table:
+def _table(label: str, comparison: Comparison, compared: str) -> Table:
     first, *others = comparison.results
     result = comparison.results[first]
     title = f"{label}: {result.covered} of {result.queries} queries, {result.drawn} identities"
     right = ("value", "difference", "interval")
-    columns = ("run", "figure", *right, "verdict")
+    columns = (compared, "figure", *right, "verdict")
     table = Table(
         *(Column(name, justify="right" if name in right else "left") for name in columns),
         title=title,
@@ -60,9 +63,9 @@ def _table(label: str, comparison: Comparison) -> Table:
     return table
 
 
-def _plain(comparison: Comparison) -> dict[str, object]:
+def _plain(comparison: Comparison, compared: str) -> dict[str, object]:
     return {
-        "runs": {run: dict(result) for run, result in comparison.results.items()},
+        compared: {run: dict(result) for run, result in comparison.results.items()},
         "differences": {
             run: {
                 name: {
