@@ -157,7 +157,7 @@ class Occlusion:
 
 def _check(name: str, shares: tuple[float, float], sides: tuple[Side, ...]) -> None:
     if shares[0] > shares[1]:
-        raise ValueError(f"{name}: found {list(shares)}; expected the smaller number first")
+        raise ValueError(f"{name}: found {shares[0]} above {shares[1]}; expected the smaller one first")
     if not sides:
         raise ValueError("sides: found none; expected one or several of top, bottom, left, right")
 

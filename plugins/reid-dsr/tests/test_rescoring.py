@@ -1,10 +1,12 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from attrs import evolve
+
 from reid_dsr import rescoring
 from reid_dsr.rescoring import BLENDS, Choosing, Rescoring
-
 from reidcore.errors import ContractError
 from reidcore.retrieval import Features, Problem, evaluate, rank
 from reidcore.retrieval.postprocess import Final
@@ -115,7 +117,7 @@ def test_an_image_reconstructs_itself_as_the_ridge_goes_to_0():
     random = np.random.default_rng(0)
     side = features(random, 6, 12, 40)
     found = [np.diag(distances(Problem(side, side), Rescoring(blend=1, ridge=10.0**-n))).max() for n in range(1, 9)]
-    assert all(after < before for before, after in zip(found, found[1:], strict=False))
+    assert all(after < before for before, after in pairwise(found))
     assert found[-1] < 1e-6
 
 
@@ -199,7 +201,7 @@ def test_the_blend_is_chosen_by_map_on_the_given_problem():
 
 def test_without_held_out_identities_nothing_can_be_chosen():
     problem = make()
-    with pytest.raises(ContractError, match="evaluation.holdout keeps out"):
+    with pytest.raises(ContractError, match=r"evaluation\.holdout keeps out"):
         evaluate(problem.query, problem.gallery, postprocess=[Choosing(Rescoring())])
 
 
