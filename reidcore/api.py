@@ -99,7 +99,7 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
     """Train, evaluate and export in the run folder, which is not touched before everything is known to fit."""
     recipe = loaded.recipe
     require_images(data)
-    evaluator = make_evaluator(recipe)
+    evaluator = make_evaluator(recipe, folder)
     holdout_evaluator = evolve(evaluator, metrics=(loaded.catalog.build("metric", "core:map"),))
     done: dict[int, dict[str, Result]] = {}
 
@@ -138,7 +138,7 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
             _write_metrics(folder / BEFORE, _evaluate(run_, evaluator, run_.model, data.tests, 0, data.holdout))
         with _interruptible(run_):
             model = fit(run_, resume)
-        save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": data.classes})
+        save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": data.classes, "identities": data.identities})
         epoch = run_.best_epoch or run_.epoch
         keeping = _keeping(evaluator, loaded, folder)
         results = done.get(epoch) or _evaluate(run_, keeping, model, data.tests, epoch, data.holdout)
@@ -161,17 +161,31 @@ def evaluate_run(
     """
     folder = Path(folder)
     model, loaded = _load(folder, overrides, plugin_files)
-    data = read_data(loaded, train=any(chooses([p.build() for p in test.postprocess]) for test in loaded.recipe.test))
+    choosing = any(chooses([part.build() for part in test.postprocess]) for test in loaded.recipe.test)
+    data = read_data(loaded, train=choosing)
+    _check_holdout(folder, data.holdout)
     if not data.tests:
         raise RunError(f"the recipe of {folder} has no [[test]] table; add --set test.0.name=NAME and its options")
     for test in data.tests:
         test.coverage()
-    evaluator = _keeping(make_evaluator(loaded.recipe), loaded, folder)
+    evaluator = _keeping(make_evaluator(loaded.recipe, folder), loaded, folder)
     results = evaluator(model.to(evaluator.device), data.tests, data.holdout)
     if all(_PLACE.match(override) for override in overrides):
         save_results(folder, results)
         _write_metrics(folder / RESULTS, results)
     return results
+
+
+def _check_holdout(folder: Path, holdout: Test | None) -> None:
+    """Raise RunError if identities that are to be chosen on are among those that a run was trained on."""
+    held = {sample.identity for sample in holdout.splits.gallery} if holdout else set()
+    seen = held & set(load_metadata(folder / WEIGHTS).get("identities", held))
+    if seen:
+        raise RunError(
+            f"post-processors choose on training identities that are held out, but the run in {folder} was trained on "
+            f"{len(seen)} of these {len(held)}: run.seed, evaluation.holdout or the images are not what they were. Put "
+            "them back, or write what is to be chosen"
+        )
 
 
 def _keeping(evaluator: Evaluator, loaded: Loaded, folder: Path) -> Evaluator:

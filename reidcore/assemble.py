@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 from torch import nn
 
@@ -51,6 +51,11 @@ class Test:
     query_transform: Sequence[Any] = ()
     """The configs of what is done to the queries."""
 
+    @property
+    def needs(self) -> set[str]:
+        """Names of the extras that its post-processors read."""
+        return {name for part in self.postprocess for name in part.needs}
+
     def coverage(self) -> Coverage:
         """Return how many queries have a match. Raises DataError when none has one."""
         query, gallery = self.splits.query, self.splits.gallery
@@ -72,14 +77,19 @@ class Test:
 
 @frozen(eq=False)
 class Data:
-    """All images of an experiment, read and labelled."""
+    """All images of an experiment, read and labelled. identities: those of the classes, in order."""
 
     train: Stream
     targets: tuple[Sample, ...]
-    classes: int
+    identities: list[int]
     tests: tuple[Test, ...]
     holdout: Test | None
     notes: tuple[str, ...]
+
+    @property
+    def classes(self) -> int:
+        """The number of training identities."""
+        return len(self.identities)
 
 
 def read_data(loaded: Loaded, train: bool = True) -> Data:
@@ -132,7 +142,7 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
             _check_chosen(recipe, test.label, test.postprocess)
     identities, labels = np.unique([sample.identity for sample in samples], return_inverse=True)
     notes = tuple(note for splits in built for note in splits.notes)
-    return Data(Stream(samples, labels), targets, len(identities), tests, holdout, notes)
+    return Data(Stream(samples, labels), targets, identities.tolist(), tests, holdout, notes)
 
 
 def require_images(data: Data) -> None:
@@ -294,7 +304,7 @@ def check_build(loaded: Loaded) -> None:
         transform.build(recipe.input.height, recipe.input.width)
     for position, test in enumerate(recipe.test):
         chain = [part.build() for part in test.postprocess]
-        check_chain(chain, model.aggregator.extras.keys())
+        check_chain(chain, model.aggregator.extras.keys(), test.protocol)
         _check_chosen(recipe, loaded.label(position), chain)
         build_query_transforms(test.query_transform, recipe.input, loaded.label(position))
     for metric in recipe.metric:
@@ -344,6 +354,20 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, -1)
 
 
+@frozen
+class _Side:
+    """Images of which features are wanted: the queries or the gallery of a test. Equal ones have equal features.
+
+    transformed_by: the configs of `transforms` as a text.
+    """
+
+    source: int
+    samples: Sequence[Sample] = field(eq=id)
+    known_cameras: bool
+    transformed_by: str
+    transforms: Sequence[Callable[[torch.Tensor], torch.Tensor]] = field(eq=False)
+
+
 @frozen(eq=False)
 class Evaluator:
     """Evaluates a model on test sets; features are extracted once a data set."""
@@ -353,6 +377,8 @@ class Evaluator:
     metrics: Sequence[Any]
     device: torch.device
     precision: torch.dtype
+    folder: Path | None = None
+    """Where features are that are more than `options.memory`."""
     kept: KeptFeatures | None = None
     world: World = ALONE
 
@@ -361,26 +387,24 @@ class Evaluator:
 
         What post-processors have to choose they choose on `holdout`, whose queries are transformed as the test's.
         """
-        extras = {name for test in tests for part in test.postprocess for name in part.needs}
-        cache: dict[tuple[int, str, str], Features] = {}
-
-        def features(test: Test, side: str) -> Features:
-            transform = test.query_transform if side == "query" else ()
-            key = (test.source, side, repr(transform))
-            if key not in cache:
-                cache[key] = self._features(model, test, side, transform, extras)
-            return cache[key]
-
+        asked = [(test, *self._sides(test, holdout)) for test in tests]
+        room = room_for(self.options.memory * 2**30, self.folder)
+        features: dict[_Side, Features] = {}
         results = {}
-        for test in tests:
+        for position, (test, sides, held_out) in enumerate(asked):
+            wanted = []
+            for side in (*sides, *held_out):
+                if side not in features:
+                    users = [other for other, *groups in asked[position:] if any(side in group for group in groups)]
+                    features[side] = self._features(model, side, set().union(*(user.needs for user in users)), room)
+                found = features[side]
+                wanted.append(evolve(found, extras={name: found.extras[name] for name in test.needs}))
             chosen: dict[str, float] = {}
-            if holdout and chooses(test.postprocess):
-                like = evolve(holdout, query_transform=test.query_transform)
-                sides = features(like, "query"), features(like, "gallery")
-                chosen = choose(Problem(*sides, like.protocol, self.options.distance, self.device), test.postprocess)
+            if holdout and held_out:
+                held = Problem(wanted[2], wanted[3], holdout.protocol, self.options.distance, self.device)
+                chosen = choose(held, test.postprocess)
             result = evaluate(
-                features(test, "query"),
-                features(test, "gallery"),
+                *wanted[:2],
                 distance=self.options.distance,
                 postprocess=test.postprocess,
                 metrics=self.metrics,
@@ -389,19 +413,30 @@ class Evaluator:
                 device=self.device,
             )
             results[test.label] = evolve(result, chosen=chosen)
+            del found, wanted  # before others are extracted
+            needed = {side for _, *groups in asked[position + 1 :] for group in groups for side in group}
+            features = {side: found for side, found in features.items() if side in needed}
         return results
 
-    def _features(
-        self, model: nn.Module, test: Test, side: str, transform: Sequence[Any], extras: Collection[str]
-    ) -> Features:
-        samples = getattr(test.splits, side)
+    def _sides(self, test: Test, holdout: Test | None) -> tuple[Sequence[_Side], Sequence[_Side]]:
+        """Return queries and gallery of a test, and the held-out ones that its post-processors choose on."""
 
-        def extracted(room: Room) -> Features:
+        def sides(of: Test) -> tuple[_Side, _Side]:
+            transforms = build_query_transforms(test.query_transform, self.input, test.label)
+            return (
+                _Side(of.source, of.splits.query, of.known_cameras, repr(test.query_transform), transforms),
+                _Side(of.source, of.splits.gallery, of.known_cameras, "", ()),
+            )
+
+        return sides(test), sides(holdout) if holdout and chooses(test.postprocess) else ()
+
+    def _features(self, model: nn.Module, side: _Side, extras: Collection[str], room: Room) -> Features:
+        def extracted(extras: Collection[str], room: Room) -> Features:
             return extract(
                 model,
-                samples,
-                cameras=test.known_cameras,
-                transforms=build_query_transforms(transform, self.input, test.label),
+                side.samples,
+                cameras=side.known_cameras,
+                transforms=side.transforms,
                 extras=extras,
                 room=room,
                 world=self.world,
@@ -409,8 +444,8 @@ class Evaluator:
             )
 
         if self.kept:
-            return self.kept.get(samples, (test.known_cameras, transform, sorted(extras)), extracted)
-        return extracted(room_for(self.options.memory * 2**30))
+            return self.kept.get(side.samples, (side.known_cameras, side.transformed_by), extras, extracted)
+        return extracted(extras, room)
 
     def stream(self, model: nn.Module, samples: Sequence[Sample]) -> Iterator[NDArray[np.float32]]:
         """Yield the (B, D) embeddings of samples in order, a batch at a time."""
@@ -428,8 +463,8 @@ class Evaluator:
         }
 
 
-def make_evaluator(recipe: Recipe) -> Evaluator:
-    """Return what evaluates models as the recipe says."""
+def make_evaluator(recipe: Recipe, folder: Path | None = None) -> Evaluator:
+    """Return what evaluates models as the recipe says; a run's folder is where large features are meanwhile."""
     device = find_device(recipe.run.device)
     return Evaluator(
         input=recipe.input,
@@ -437,6 +472,7 @@ def make_evaluator(recipe: Recipe) -> Evaluator:
         metrics=tuple(metric.build() for metric in recipe.metric),
         device=device,
         precision=find_precision(recipe.training.precision, device),
+        folder=folder,
     )
 
 
@@ -463,7 +499,7 @@ def assemble(
     model = build_model(recipe, data.classes).to(device)
     _check_cameras(model, data.train.samples)
     for test in data.tests:
-        check_chain(test.postprocess, model.aggregator.extras.keys())
+        check_chain(test.postprocess, model.aggregator.extras.keys(), test.protocol)
     losses = build_losses(recipe, model, data.classes, world).to(device)
 
     def make_loader(stream: Stream) -> Loader:

@@ -212,9 +212,10 @@ class Postprocessor(Protocol):
     Stage `features` changes the features, `graph` looks at all neighbours (one at most), `rows` re-scores a block
     of distances; they run in that order.
 
-    One with something left to choose, a threshold or a weight, has a method `choose(problem) -> {name: value}`: before
-    it prepares a test it is given the features of training identities that were held out (`evaluation.holdout`), and
-    what it returns is told to the user. Options are never chosen on a test.
+    One with something left to choose, a threshold or a weight, has a method `choose(problem, blocks) -> {name: value}`.
+    Before it prepares a test it is given the problem of training identities that were held out (`evaluation.holdout`)
+    and, in blocks of rows, `(slice, (q, G) float32 array)`, the distances there, both as the parts before it leave
+    them. What it returns is told to the user. Options are never chosen on a test.
     """
 
     @property

@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,14 @@ SAMPLES = [Sample(Drawn(grey), identity, 7) for identity, grey in enumerate((10,
 OPTIONS = {"size": (6, 4), "batch": 2, "workers": 0}
 
 
+def made(extras, room):
+    return extract(Means(), SAMPLES, extras=extras, room=room, **OPTIONS)
+
+
 def test_room_is_in_memory_up_to_a_size_and_beyond_it_in_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    small, large = room_for(BYTES)(SHAPES), room_for(BYTES - 1)(SHAPES)
+    room = room_for(BYTES * 2 - 1, tmp_path)
+    small, large = room(SHAPES), room(SHAPES)  # the second is too much
     for name, (shape, dtype) in SHAPES.items():
         assert small[name].shape == large[name].shape == shape
         assert small[name].dtype == large[name].dtype == dtype
@@ -71,11 +77,13 @@ def test_a_full_disk_is_an_error_and_no_crash(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(RunError, match=f"cannot write a temporary file in {tmp_path}: No space left"):
+    with pytest.raises(
+        RunError, match=f"cannot write a temporary file in {tmp_path}: No space left.*evaluation.memory"
+    ):
         room_for(0)(SHAPES)
     kept = KeptFeatures(tmp_path / "features", "model")
     with pytest.raises(RunError, match="No space left"):
-        kept.get(SAMPLES, (), lambda room: extract(Means(), SAMPLES, room=room, **OPTIONS))
+        kept.get(SAMPLES, (), (), made)
     assert list((tmp_path / "features").iterdir()) == []
 
 
@@ -117,11 +125,12 @@ def test_transforms_depend_on_an_images_place_alone():
 def test_kept_features_come_from_a_mapped_safetensors_file(tmp_path):
     kept, calls = KeptFeatures(tmp_path / "features", "model"), []
 
-    def made(room):
+    def counted(extras, room):
         calls.append(1)
-        return extract(Means(), SAMPLES, room=room, **OPTIONS)
+        return made(extras, room)
 
-    first, second = kept.get(SAMPLES, "a", made), kept.get(SAMPLES, "a", made)
+    everything = ("cells", "scale")
+    first, second = kept.get(SAMPLES, "a", everything, counted), kept.get(SAMPLES, "a", everything, counted)
     assert len(calls) == 1
     for side in (first, second):
         assert isinstance(side.embeddings, np.ndarray)
@@ -135,24 +144,59 @@ def test_kept_features_come_from_a_mapped_safetensors_file(tmp_path):
         "extra.cells": np.float16,
         "extra.scale": np.float32,
     }
-    kept.get(SAMPLES, "b", made)
-    KeptFeatures(tmp_path / "features", "another model").get(SAMPLES, "a", made)
+    kept.get(SAMPLES, "b", (), counted)
+    KeptFeatures(tmp_path / "features", "another model").get(SAMPLES, "a", (), counted)
     assert len(calls) == 3
+
+
+def test_extras_are_added_to_the_kept_features_when_they_are_needed(tmp_path):
+    kept = KeptFeatures(tmp_path, "model")
+    for wanted, there in (
+        ((), set()),
+        (("scale",), {"scale"}),
+        (("cells",), {"scale", "cells"}),
+        ((), {"scale", "cells"}),
+    ):
+        assert kept.get(SAMPLES, "a", wanted, made).extras.keys() == there
+        assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_two_that_extract_at_once_do_not_disturb_each_other(tmp_path):
+    kept = KeptFeatures(tmp_path, "model")
+
+    def slow(extras, room):
+        found = made(extras, room)
+        kept.get(SAMPLES, "a", (), made)  # by another process meanwhile
+        return found
+
+    assert kept.get(SAMPLES, "a", ("cells",), slow).embeddings[:, 0].tolist() == [10, 20, 30, 40, 50]
+    (file,) = tmp_path.iterdir()
+    assert load_file(file).keys() == {"embeddings", "extra.cells"}
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
+    old, new = tmp_path / ".old.partial", tmp_path / ".new.partial"
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (time.time() - 90_000,) * 2)
+    KeptFeatures(tmp_path, "model").get(SAMPLES, "a", (), made)
+    assert new.exists()
+    assert not old.exists()
 
 
 def test_damaged_features_are_made_again_and_failed_ones_leave_nothing(tmp_path):
     kept = KeptFeatures(tmp_path, "model")
 
-    def failing(room):
+    def failing(extras, room):
         room(SHAPES)
         raise RunError("stopped")
 
     with pytest.raises(RunError, match="stopped"):
-        kept.get(SAMPLES, "a", failing)
+        kept.get(SAMPLES, "a", (), failing)
     assert list(tmp_path.iterdir()) == []
-    kept.get(SAMPLES, "a", lambda room: extract(Means(), SAMPLES, room=room, **OPTIONS))
+    kept.get(SAMPLES, "a", (), made)
     (file,) = Path(tmp_path).iterdir()
     file.write_bytes(file.read_bytes()[:-1])
-    again = kept.get(SAMPLES, "a", lambda room: extract(Means(), SAMPLES, room=room, **OPTIONS))
+    again = kept.get(SAMPLES, "a", (), made)
     np.testing.assert_array_equal(again.embeddings[:, 0], [10, 20, 30, 40, 50])
     assert load_file(file)["embeddings"].shape == (5, 2)

@@ -1,6 +1,7 @@
 """Tests whose queries are transformed, and post-processors that choose on held-out identities."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -36,7 +37,7 @@ class Scaling:
     def __init__(self, seen):
         self.seen, self.scale = seen, None
 
-    def choose(self, problem):
+    def choose(self, problem, blocks):
         with self.seen.open("a") as file:
             file.write(repr((sorted(set(problem.query.identities.tolist())), float(abs(problem.query.embeddings[0]
                 - problem.query.embeddings[-1]).max()), len(problem.gallery))) + "\\n")
@@ -142,6 +143,10 @@ def test_a_part_chooses_on_held_out_identities(tmp_path, plugin, reidcore):
     assert status == 0, err
     assert "scale = 0.25" in " ".join(out.split())
     assert len(seen.read_text().splitlines()) == 4
+    for override in ("evaluation.holdout=0.5", "run.seed=2"):
+        status, _, err = reidcore("evaluate", tmp_path / "runs" / "toy", "--plugin", plugin, "--set", override)
+        assert status == 2
+        assert re.search(r"toy was trained on \d of these \d", err)
 
 
 @pytest.mark.parametrize("verb", [["check", "--build"], ["run"]])
@@ -151,6 +156,17 @@ def test_a_part_that_chooses_wants_a_holdout(tmp_path, plugin, reidcore, verb):
     assert status == 2
     assert "test 'folder': its post-processors choose on held-out training identities, and none are held out" in err
     assert "write holdout = 0.1 in [evaluation]" in err
+
+
+def test_joined_queries_have_no_extras(tmp_path, write, reidcore):
+    wants = write("wants.py", PLUGIN.replace('stage, needs = "rows", ()', 'stage, needs = "rows", ("cells",)'))
+    sets = {"name": "folder", "root": str(tmp_path / "toy"), "postprocess": [{"name": "scaled", "seen": "x"}]}
+    recipe = tiny_recipe(tmp_path, test=[{**sets, "protocol": "multi-query"}], evaluation={"holdout": 0.34})
+    for verb in (["check", recipe, "--build"], ["run", recipe]):
+        status, _, err = reidcore(*verb, "--plugin", wants)
+        assert status == 2
+        assert "Scaling needs the extras cells, which joint queries of the protocol multi-query do not have" in err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_chain_that_lacks_extras_is_refused_before_training(tmp_path, write, reidcore):

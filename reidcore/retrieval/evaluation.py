@@ -238,7 +238,7 @@ def _chain(problem: Problem, postprocess: Sequence[Any], catalog: Catalog | None
 
 
 def _check_extras(problem: Problem, chain: Sequence[Any]) -> None:
-    check_chain(chain, problem.query.extras.keys() & problem.gallery.extras.keys())
+    check_chain(chain, problem.query.extras.keys() & problem.gallery.extras.keys(), problem.protocol)
 
 
 def _catalog_for(parts: Sequence[Any], catalog: Catalog | None) -> Catalog | None:

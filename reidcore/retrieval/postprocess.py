@@ -11,6 +11,7 @@ from attrs import frozen
 from reidcore.errors import ContractError
 from reidcore.retrieval.distance import BLOCK_BYTES, Distances
 from reidcore.retrieval.problem import Problem
+from reidcore.retrieval.protocol import CROSS_CAMERA, MULTI_QUERY
 from reidcore.retrieval.ranking import check_distances
 
 if TYPE_CHECKING:
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
 STAGES = ("features", "graph", "rows")
 
 
-def check_chain(postprocessors: Sequence[Postprocessor], extras: Collection[str]) -> None:
+def check_chain(postprocessors: Sequence[Postprocessor], extras: Collection[str], protocol: str = CROSS_CAMERA) -> None:
     """Raise ContractError unless this chain can run, in this order, on features with these `extras`."""
     for part in postprocessors:
         if part.stage not in STAGES:
             raise ContractError(f"{_name(part)} is of stage '{part.stage}'; expected one of {', '.join(STAGES)}")
+        if part.needs and protocol == MULTI_QUERY:
+            raise ContractError(
+                f"{_name(part)} needs the extras {', '.join(part.needs)}, which joint queries of the protocol "
+                f"{protocol} do not have; choose another protocol"
+            )
         if missing := sorted(set(part.needs) - set(extras)):
             offered = ", ".join(sorted(extras)) or "none"
             raise ContractError(
@@ -52,11 +58,10 @@ def chooses(postprocessors: Sequence[Postprocessor]) -> bool:
 def choose(problem: Problem, postprocessors: Sequence[Postprocessor]) -> dict[str, float]:
     """Let a chain choose what its options leave open, on held-out identities; return what was chosen."""
     chosen: dict[str, float] = {}
-    for part in postprocessors:
+    for position, part in enumerate(postprocessors):
         if hasattr(part, "choose"):
-            chosen |= part.choose(problem)
-        if part.stage == "features":
-            problem = part.prepare(problem).problem
+            before = Final.of(problem, postprocessors[:position])
+            chosen |= part.choose(before.distances.problem, before.blocks())
     return chosen
 
 

@@ -6,20 +6,20 @@ a query's image and of a gallery image; i: gallery images that are worked on at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from reidcore.errors import ContractError
 from reidcore.retrieval import Problem
-from reidcore.retrieval.distance import Distances, full_precision
+from reidcore.retrieval.distance import full_precision
 
 Match = Literal["reconstruction", "best"]
 
@@ -33,22 +33,24 @@ _ITEMS = 8  # gallery images whose cells are one factor of a product
 _ROWS = 2048  # of a product that stay in the cache while they are summed up
 _NUMBERS = 2**20  # of distances that are searched at a time
 _MULTIPLE = 16  # to which a product's columns are filled up: linear algebra libraries are slow between them
-_CLOSE = 1e-2  # of a cell's square: less is left by cancellation, and computed again
+_CLOSE = 1e-3  # of a cell's square: where less is left, rounding shows, and what is left is computed by itself
 
 
 @frozen(eq=False)
 class Rescoring:
     """Deep spatial reconstruction (He et al. 2018; FastReID, section 5.1): the distance between two sets of cells.
 
+    Cells are compared by their directions, as if they had length 1; one of zeros is nothing, and nothing is left of it.
     With match = "reconstruction" each cell x of the query, (C,), is reconstructed from those of the gallery image, the
     columns of Y, (C, M): r = min over z of |x - Y z|^2 + ridge |z|^2 gives z, and |x - Y z| is what is left of the
     cell. The distance is the sum of these, each times the weight of the query's cell (`weights`). With "best" it is 1 -
-    the mean over the query's cells of the largest cosine with one of the gallery's. Cells must have length 1.
+    the mean over the query's cells of the largest cosine with one of the gallery's.
 
     That is done for the k images that are nearest by the given distance d. They get (1 - blend) d + blend times the
-    cells' distance; all others as if nothing of the query were in them, so that they stay behind these.
+    cells' distance; all others as if nothing of the query were in them, so that they stay behind these. (In the
+    reference system the others have the distance 100.)
 
-    The reference system divides nothing and gives the others the distance 100.
+    Raises ContractError for options out of range.
     """
 
     match: Match = "reconstruction"
@@ -57,16 +59,25 @@ class Rescoring:
     ridge: float = 1e-3
     stage: Literal["rows"] = "rows"
 
+    def __attrs_post_init__(self) -> None:
+        if not (self.k >= 1 and 0 <= self.blend <= 1 and self.ridge > 0):
+            raise ContractError(
+                f"dsr: found k = {self.k}, blend = {self.blend}, ridge = {self.ridge}; expected k of at least 1, "
+                "blend from 0 to 1, and ridge above 0"
+            )
+
     @property
     def needs(self) -> tuple[str, ...]:
         """The extras `cells`, (N, C), and for a reconstruction `weights`, (N,), which sum to 1."""
         return ("cells", "weights") if self.match == "reconstruction" else ("cells",)
 
     def prepare(self, problem: Problem) -> Rescored:
-        """Nothing is computed yet. Raises ContractError for cells of different dimensions."""
+        """Nothing is computed yet. Raises ContractError for extras of other shapes."""
         query, gallery = (side.extras["cells"].shape for side in (problem.query, problem.gallery))
         if len(query) != 3 or len(gallery) != 3 or query[2] != gallery[2]:
             raise ContractError(f"dsr: cells have shapes {query} and {gallery}; expected (Q, N, C) and (G, M, C)")
+        if self.match == "reconstruction" and (weights := problem.query.extras["weights"].shape) != query[:2]:
+            raise ContractError(f"dsr: the queries' weights have shape {weights}; expected {query[:2]}, one a cell")
         return Rescored(problem, self)
 
 
@@ -79,11 +90,12 @@ class Choosing:
         self.rescoring, self.needs = rescoring, rescoring.needs
         self.chosen = False
 
-    def choose(self, problem: Problem) -> dict[str, float]:
-        """Compare all blends on a problem of held-out identities."""
+    def choose(self, problem: Problem, blocks: Iterable[tuple[slice, NDArray[np.float32]]]) -> dict[str, float]:
+        """Compare all blends on a problem of held-out identities, whose distances come in `blocks`."""
         rescored = self.rescoring.prepare(problem)
         sums = np.zeros(len(BLENDS))
-        for rows, distances in Distances(problem, exact=True).blocks():
+        for rows, block in blocks:
+            distances = torch.from_numpy(block).to(problem.device or "cpu")
             found = rescored.nearest(rows, distances)
             for number, blend in enumerate(BLENDS):
                 mixed = rescored.mix(distances, *found, float(blend)).cpu().numpy()
@@ -126,8 +138,6 @@ class Rescored:
         """Return the k nearest images of the queries in `rows`, and the distances of their cells: (q, k) both."""
         nearest = _nearest(distances, self.options.k)
         with full_precision(self._device.type):
-            if self._splits:
-                torch.set_float32_matmul_precision("medium")
             dense = 2 * nearest.shape[1] >= distances.shape[1]  # then a few pairs too many cost less than choosing
             return nearest, (self._dense if dense else self._sparse)(rows, nearest)
 
@@ -157,32 +167,43 @@ class Rescored:
         """Return the (n, i) distances of n queries' cells from those of i gallery images."""
         found = torch.empty(len(query.parts[0]), gallery.count, device=self._device)
         for rows in _slices(len(found), _ROWS):
-            # of the products of parts that are halves of a number, the smallest is left out
-            pairs = [(x, y) for i, x in enumerate(query.parts) for j, y in enumerate(gallery.parts) if i + j < 2]
-            product = pairs[0][0][rows] @ pairs[0][1]
-            for x, y in pairs[1:]:
-                product.addmm_(x[rows], y)
-            products = product.unflatten(1, (gallery.count, -1))
+            products = self._product([part[rows] for part in query.parts], gallery.parts)
+            products = products.unflatten(1, (gallery.count, -1))
             if self.options.match == "best":
                 found[rows] = products.amax(2)
             else:
                 torch.linalg.vector_norm(products, dim=2, out=found[rows])
+        found.mul_(query.scales[:, None])
         if self.options.match == "best":
             return 1 - found.unflatten(0, (query.count, -1)).mean(1)
-        left = query.squares[:, None] - found.square_()
-        close = left < _CLOSE * query.squares[:, None]
+        left = found.square_().neg_().add_((query.scales > 0).float()[:, None])
+        close = (left < _CLOSE) & (query.scales > 0)[:, None]
         for item in close.any(0).nonzero()[:, 0].tolist():
-            left[close[:, item], item] = gallery.exact(item, query.cells[close[:, item]]).float()
+            for some in close[:, item].nonzero()[:, 0].split(_ROWS):
+                left[some, item] = gallery.left(item, query.cells[some] * query.scales[some, None])
         left = left.clamp_(min=0).sqrt_().unflatten(0, (query.count, -1))
-        return (query.weights[:, None] @ left).squeeze(1)
+        return (query.weights[:, :, None] * left).sum(1)
+
+    def _product(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+        """Multiply matrices that are given as the parts that their numbers are the sums of."""
+        if not self._splits:
+            return left[0] @ right[0]
+        before = torch.backends.mkldnn.matmul.fp32_precision
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        try:
+            product = left[0] @ right[0]
+            product.addmm_(left[0], right[1])
+            return product.addmm_(left[1], right[0])  # the product of the smaller parts is below what counts
+        finally:
+            torch.backends.mkldnn.matmul.fp32_precision = before
 
     def _query(self, numbers: NDArray[np.int64]) -> _Query:
         """Load the cells of some queries."""
-        cells = self._load(self.problem.query.extras["cells"], numbers).float().flatten(0, 1)
+        cells = self._load(self.problem.query.extras["cells"][numbers]).float().flatten(0, 1)
         weights = cells.new_empty(0)
         if self.options.match == "reconstruction":
-            weights = self._load(self.problem.query.extras["weights"], numbers).float()
-        return _Query(len(numbers), cells, self._parts(cells), cells.square().sum(1), weights)
+            weights = self._load(self.problem.query.extras["weights"][numbers]).float()
+        return _Query(len(numbers), cells, self._parts(cells), _inverse_lengths(cells), weights)
 
     def _gallery(self, items: slice) -> _Gallery:
         """Load the cells of some gallery images, and compute what those of queries are multiplied with.
@@ -191,12 +212,12 @@ class Rescored:
         the query's cells is |x|^2 - K^T (A + ridge A^2) K, and A + ridge A^2 = A (Y^T Y + 2 ridge) A. With S S^T = Y^T
         Y + 2 ridge the last term is the square of (Y A S)^T x: one product a pair. Y A S has singular values below 1.
         """
-        cells = self._load(self.problem.gallery.extras["cells"], items)  # (i, M, C)
+        cells = self._load(self.problem.gallery.extras["cells"][items]).double()  # (i, M, C)
+        cells *= _inverse_lengths(cells)[:, :, None]
         count, filled = len(cells), -(-cells.shape[1] // _MULTIPLE) * _MULTIPLE
         if self.options.match == "best":
             again = [*range(cells.shape[1]), *[0] * (filled - cells.shape[1])]
             return _Gallery(count, self._parts(cells[:, again].float().flatten(0, 1).T))
-        cells = cells.double()
         gram = cells @ cells.mT
         ridge = self.options.ridge * torch.eye(cells.shape[1], dtype=gram.dtype, device=gram.device)
         factor, other = torch.linalg.cholesky(gram + ridge), torch.linalg.cholesky(gram + 2 * ridge)
@@ -204,8 +225,8 @@ class Rescored:
         factors = (mixing.mT @ cells).float().flatten(0, 1).T
         return _Gallery(count, self._parts(factors), cells, factor)
 
-    def _load(self, array: Any, rows: Any) -> Tensor:
-        return torch.from_numpy(np.array(array[rows])).to(self._device)
+    def _load(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.require(array, requirements="W")).to(self._device)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return what numbers are the sums of: themselves, or a bfloat16 and what it leaves, which becomes another."""
@@ -232,13 +253,13 @@ class Rescored:
 
 @frozen(eq=False)
 class _Query:
-    """Cells of n queries, (nN, C) float32; the parts of these numbers, the squares of their lengths, (nN,), and the
-    (n, N) weights."""
+    """Cells of n queries, (nN, C) float32; the parts of these numbers, 1 over their lengths, (nN,), or 0 where that is
+    0, and the (n, N) weights."""
 
     count: int
     cells: Tensor
     parts: tuple[Tensor, ...]
-    squares: Tensor
+    scales: Tensor
     weights: Tensor
 
 
@@ -251,13 +272,20 @@ class _Gallery:
     parts: tuple[Tensor, ...]
     cells: Tensor | None = None
     factor: Tensor | None = None
+    _bases: dict[int, Tensor] = field(factory=dict, init=False)
 
-    def exact(self, item: int, x: Tensor) -> Tensor:
-        """Return the squares of what image `item` leaves of (r, C) cells: (r,) float64, without cancellation."""
+    def left(self, item: int, x: Tensor) -> Tensor:
+        """Return the squares of what image `item` leaves of (r, C) cells: (r,), without cancellation.
+
+        With the Cholesky factor L, what is left of x is x - W^T W x, where W = L^-1 Y^T has singular values below 1:
+        nothing is larger than x on the way, however small the ridge.
+        """
         assert self.cells is not None and self.factor is not None
-        x, y = x.double(), self.cells[item]
-        mixture = torch.cholesky_solve(y @ x.T, self.factor[item])
-        return (x - mixture.T @ y).square().sum(1)
+        if item not in self._bases:
+            solved = torch.linalg.solve_triangular(self.factor[item], self.cells[item], upper=False)
+            self._bases[item] = solved.float()
+        basis = self._bases[item]
+        return (x - x @ basis.T @ basis).square().sum(1)
 
 
 def _nearest(distances: Tensor, k: int) -> Tensor:
@@ -272,6 +300,14 @@ def _nearest(distances: Tensor, k: int) -> Tensor:
         ties &= ties.cumsum(1, dtype=torch.int32) <= k - nearer.sum(1, keepdim=True)
         parts.append((nearer | ties).nonzero()[:, 1].view(-1, k))
     return torch.cat(parts)
+
+
+def _inverse_lengths(cells: Tensor) -> Tensor:
+    """Return 1 over the lengths of (..., C) cells, (...), 0 for zeros. Raises ContractError for other than numbers."""
+    lengths = torch.linalg.vector_norm(cells, dim=-1)
+    if not bool(lengths.isfinite().all()):
+        raise ContractError("dsr: some cells are not finite; look at what the model makes of these images")
+    return torch.where(lengths > 0, 1 / lengths, 0)
 
 
 def _slices(count: int, step: int) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from reid_dsr import rescoring
 from reid_dsr.rescoring import BLENDS, Choosing, Rescoring
 from reidcore.errors import ContractError
 from reidcore.retrieval import Features, Problem, evaluate, rank
-from reidcore.retrieval.postprocess import Final
+from reidcore.retrieval.postprocess import Final, choose
 
 
 def unit(x):
@@ -51,9 +51,9 @@ def least_squares(problem, ridge):
     found = np.zeros((len(query), len(gallery)))
     for q in range(len(query)):
         for g in range(len(gallery)):
-            y = gallery.extras["cells"][g].astype(np.float64).T
+            y = unit(gallery.extras["cells"][g].astype(np.float64)).T
             system = np.concatenate([y, np.sqrt(ridge) * np.eye(y.shape[1])])
-            for n, cell in enumerate(query.extras["cells"][q].astype(np.float64)):
+            for n, cell in enumerate(unit(query.extras["cells"][q].astype(np.float64))):
                 z = np.linalg.lstsq(system, np.concatenate([cell, np.zeros(y.shape[1])]), rcond=None)[0]
                 found[q, g] += query.extras["weights"][q, n] * np.linalg.norm(cell - y @ z)
     return found
@@ -100,17 +100,20 @@ def test_pieces_change_nothing(monkeypatch, split):
     np.testing.assert_allclose(found, whole, rtol=0, atol=1e-6)
 
 
-def test_split_products_stay_within_the_tolerance(monkeypatch):
-    problem = make(4, 4, 110, 110, 2048)
-    expected = distances(problem, Rescoring(blend=1))
-    monkeypatch.setattr(rescoring.Rescored, "_splits", True)
-    # what hardware that multiplies bfloat16 makes of a factor
+@pytest.fixture
+def split(monkeypatch):
+    """Split products, with what hardware that multiplies bfloat16 makes of a factor."""
     original = rescoring.Rescored._parts
+    monkeypatch.setattr(rescoring.Rescored, "_splits", True)
     monkeypatch.setattr(
         rescoring.Rescored, "_parts", lambda self, x: tuple(part.bfloat16().float() for part in original(self, x))
     )
+
+
+def test_split_products_stay_within_the_tolerance(split):
+    problem = make(4, 4, 110, 110, 2048)
     found = distances(problem, Rescoring(blend=1))
-    assert 0 < np.abs(found - expected).max() < 1e-4
+    assert 0 < np.abs(found - least_squares(problem, 1e-3)).max() < 1e-4
 
 
 def test_an_image_reconstructs_itself_as_the_ridge_goes_to_0():
@@ -157,7 +160,7 @@ def test_best_match_equals_three_loops():
     expected = np.zeros((5, 7))
     for q, x in enumerate(problem.query.extras["cells"].astype(np.float64)):
         for g, y in enumerate(problem.gallery.extras["cells"].astype(np.float64)):
-            expected[q, g] = 1 - np.mean([max(cell @ other for other in y) for cell in x])
+            expected[q, g] = 1 - np.mean([max(unit(cell) @ unit(other) for other in y) for cell in x])
     np.testing.assert_allclose(distances(problem, Rescoring("best", blend=1)), expected, rtol=0, atol=1e-5)
 
 
@@ -190,7 +193,7 @@ def test_of_equal_distances_the_first_are_compared():
 def test_the_blend_is_chosen_by_map_on_the_given_problem():
     problem = make(queries=16, gallery=40, half=False)
     choosing = Choosing(Rescoring(k=40))
-    chosen = choosing.choose(problem)["dsr blend"]
+    chosen = choose(problem, [choosing])["dsr blend"]
     scores = [
         evaluate(problem.query, problem.gallery, postprocess=[Rescoring(k=40, blend=float(b))])["mAP"] for b in BLENDS
     ]
@@ -199,10 +202,112 @@ def test_the_blend_is_chosen_by_map_on_the_given_problem():
     assert distances(problem, choosing) == pytest.approx(distances(problem, Rescoring(k=40, blend=chosen)), abs=1e-6)
 
 
+def test_the_blend_is_chosen_on_what_the_parts_before_leave():
+    problem = make(queries=16, gallery=40, half=False)
+    squared = Squared()
+    choosing = Choosing(Rescoring(k=40))
+    chosen = choose(problem, [squared, choosing])["dsr blend"]
+    scores = [
+        evaluate(problem.query, problem.gallery, postprocess=[squared, Rescoring(k=40, blend=float(b))])["mAP"]
+        for b in BLENDS
+    ]
+    assert chosen == BLENDS[np.argmax(scores)]
+    assert chosen != choose(problem, [Choosing(Rescoring(k=40))])["dsr blend"]
+
+
+class Squared:
+    """Squares distances, which changes no ranking but every blend."""
+
+    stage, needs = "rows", ()
+
+    def prepare(self, problem):
+        self.problem = problem
+        return self
+
+    def rows(self, rows, distances):
+        return distances**2
+
+
 def test_without_held_out_identities_nothing_can_be_chosen():
     problem = make()
     with pytest.raises(ContractError, match=r"evaluation\.holdout keeps out"):
         evaluate(problem.query, problem.gallery, postprocess=[Choosing(Rescoring())])
+
+
+def test_cells_are_compared_by_their_directions_and_zeros_are_nothing():
+    problem = make(half=False)
+    random = np.random.default_rng(2)
+    for match in ("reconstruction", "best"):
+        expected = distances(problem, Rescoring(match, blend=1))
+        scaled = [
+            evolve(
+                s,
+                extras=s.extras
+                | {"cells": s.extras["cells"] * random.uniform(0.5, 2, (len(s), s.extras["cells"].shape[1], 1))},
+            )
+            for s in (problem.query, problem.gallery)
+        ]
+        found = distances(evolve(problem, query=scaled[0], gallery=scaled[1]), Rescoring(match, blend=1))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    query, gallery = (s.extras["cells"].copy() for s in (problem.query, problem.gallery))
+    query[:, 4] = gallery[:, :6] = 0
+    emptied = Problem(
+        evolve(problem.query, extras=problem.query.extras | {"cells": query}),
+        evolve(problem.gallery, extras={"cells": gallery}),
+    )
+    weights = problem.query.extras["weights"].copy()
+    weights[:, 4] = 0
+    without = Problem(
+        evolve(problem.query, extras={"cells": problem.query.extras["cells"], "weights": weights}),
+        evolve(problem.gallery, extras={"cells": gallery[:, 6:]}),
+    )
+    part = Rescoring(blend=1)
+    np.testing.assert_allclose(distances(emptied, part), distances(without, part), rtol=0, atol=1e-6)
+
+
+def reconstructed(left):
+    """Return a problem whose diagonal's queries are mixtures of gallery cells but for a rest of length `left`."""
+    random = np.random.default_rng(0)
+    gallery = features(random, 3, 20, 64, half=False)
+    mixed = np.einsum("inm,imc->inc", random.random((3, 9, 20)), gallery.extras["cells"].astype(np.float64))
+    other = random.normal(size=mixed.shape)
+    other -= other @ np.linalg.pinv(gallery.extras["cells"].astype(np.float64)) @ gallery.extras["cells"]
+    cells = (unit(mixed) + left * unit(other)).astype(np.float32)
+    query = features(random, 3, 9, 64)
+    return Problem(evolve(query, extras=query.extras | {"cells": cells}), gallery)
+
+
+@pytest.mark.parametrize("left", [0.02, 0.03, 0.04, 0.1])
+def test_little_that_is_left_is_exact_too(left):
+    problem = reconstructed(left)
+    for ridge in (1e-3, 1e-5, 1e-8):
+        found = distances(problem, Rescoring(blend=1, ridge=ridge))
+        expected = least_squares(problem, ridge)
+        assert expected.diagonal().max() < 1.2 * left
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("left", [0.02, 0.03, 0.04, 0.1])
+def test_little_that_is_left_is_within_the_tolerance_of_split_products(split, left):
+    problem = reconstructed(left)
+    found = distances(problem, Rescoring(blend=1, ridge=1e-5))
+    np.testing.assert_allclose(found, least_squares(problem, 1e-5), rtol=0, atol=1e-4)
+
+
+def test_features_and_options_that_make_no_sense_are_refused():
+    problem = make()
+    cells, weights = problem.query.extras["cells"], problem.query.extras["weights"]
+    bad = evolve(problem.query, extras={"cells": cells, "weights": weights[:, 1:]})
+    with pytest.raises(ContractError, match=r"weights have shape \(5, 8\); expected \(5, 9\), one a cell"):
+        distances(evolve(problem, query=bad), Rescoring())
+    for side in ("query", "gallery"):
+        extras = {name: values.copy() for name, values in getattr(problem, side).extras.items()}
+        extras["cells"][2, 3, 4] = np.nan
+        with pytest.raises(ContractError, match="some cells are not finite"):
+            distances(evolve(problem, **{side: evolve(getattr(problem, side), extras=extras)}), Rescoring())
+    for options in ({"k": 0}, {"ridge": 0.0}, {"blend": 1.5}):
+        with pytest.raises(ContractError, match="expected k of at least 1, blend from 0 to 1, and ridge above 0"):
+            Rescoring(**options)
 
 
 def test_cells_of_another_network_are_refused():
