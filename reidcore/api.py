@@ -202,9 +202,8 @@ def _keeping(evaluator: Evaluator, loaded: Loaded, folder: Path) -> Evaluator:
 
 @frozen(eq=False)
 class Comparison:
-    """How runs did in one test: the result of each, and how each but the first differs from the first.
-
-    Of tests of one run the same, by their labels.
+    """How several runs did in one test, or one run in several: the result of each, and how each but the first differs
+    from the first.
     """
 
     results: Mapping[str, Result]
@@ -223,7 +222,7 @@ class Comparison:
 def compare(folders: Sequence[str | Path]) -> dict[str, Comparison]:
     """Compare finished runs in each test that all of them have: `{label: comparison}`.
 
-    Of a single run, its tests with the same labels of queries and gallery are compared: `{label of the first: ...}`.
+    Of a single run, tests with the same identities and cameras are compared: `{label of the first: comparison}`.
     Raises RunError for a run without results, for runs without a common test, and for a test whose queries differ.
     """
     names = [str(folder) for folder in folders]

@@ -196,9 +196,9 @@ def duration(seconds: float) -> str:
 
 
 def describe_chosen(chosen: Mapping[str, float]) -> str:
-    """Return what was chosen as the end of a text, ", on held-out identities blend = 0.8 was chosen", or nothing."""
+    """Return what was chosen as the end of a text, "; chosen on held-out identities: dsr blend = 0.8", or nothing."""
     values = ", ".join(f"{name} = {value:g}" for name, value in chosen.items())
-    return f"; {values} was chosen on held-out identities" if values else ""
+    return f"; chosen on held-out identities: {values}" if values else ""
 
 
 def metrics_table(rows: Mapping[str, tuple[Mapping[str, float], str]], intervals: bool = False) -> Table:

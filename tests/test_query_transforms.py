@@ -130,7 +130,7 @@ def test_a_part_chooses_on_held_out_identities(tmp_path, plugin, reidcore):
     )
     status, out, err = reidcore("run", recipe, "--plugin", plugin)
     assert status == 0, err
-    assert "; scale = 0.25 was chosen on held-out identities)" in err
+    assert "; chosen on held-out identities: scale = 0.25)" in err
     (identities, plain, gallery), (same, black, _) = (eval(line) for line in seen.read_text().splitlines())
     assert identities == same
     assert len(identities) == 2

@@ -24,7 +24,7 @@ def test_one_run_gives_both_rows_and_their_difference(tmp_path):
     small += [f"{table}.test_identities=6" for table in ("train.0", "test.0", "test.1", "test.2")]
     done = run_cli("run", recipe, *(word for item in small for word in ("--set", item)))
     assert done.status == 0, done.err
-    assert "was chosen on held-out identities" in done.err
+    assert "; chosen on held-out identities: dsr blend = " in done.err
     metrics = json.loads((tmp_path / "small" / "metrics.json").read_text())
     assert set(metrics) == {"half", "half, dsr", "whole"}
     compared = json.loads(run_cli("compare", tmp_path / "small", "--json").out)
