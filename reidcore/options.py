@@ -68,8 +68,8 @@ class EvaluationOptions:
     flip: bool = option(True, help="average the embeddings of an image and its mirror image")
     holdout: float = option(
         0.0,
-        help="share of the training identities kept out to choose by: the best epoch, of all unless 'every' is set, and "
-        "what post-processors choose",
+        help="share of the training identities kept out: to choose the best epoch by, every epoch unless 'every' is "
+        "set, and for what post-processors choose",
         at_least=0,
         below=1,
     )
