@@ -23,16 +23,26 @@ from rich.console import Console
 from torch import nn
 
 from reidcore import __version__
-from reidcore.assemble import Data, Evaluator, Test, assemble, build_model, make_evaluator, read_data, require_images
+from reidcore.assemble import (
+    Data,
+    Evaluator,
+    Test,
+    assemble,
+    check_build,
+    make_evaluator,
+    read_data,
+    require_images,
+)
 from reidcore.builtin.modules.transforms import Resize
-from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, load_metadata, load_tensors, save_tensors
+from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, load_metadata, save_tensors
 from reidcore.data import read_image
 from reidcore.errors import DataError, ReidError, RunError, os_message
 from reidcore.features import KeptFeatures
 from reidcore.kinds import Logger
 from reidcore.loop import Run, checkpoints, fit, prepare
 from reidcore.model import Model
-from reidcore.recipe import Loaded, Recipe, fill, load_recipe
+from reidcore.networks import RECIPE, load_trained, unweighted
+from reidcore.recipe import Loaded, fill, load_recipe, needed
 from reidcore.reporting import JsonLines, Terminal, make_console
 from reidcore.results import FILE as RESULTS_FILE
 from reidcore.results import load_results, save_results
@@ -44,7 +54,7 @@ from reidcore.retrieval.store import EmbeddingWriter
 from reidcore.types import Sample
 
 _PLACE = re.compile(r"(test\.\d+\.(root|file|pairs)|train\.\d+\.(root|file)|run\.device|input\.workers)=")
-RECIPE, RESULTS, BEFORE = "recipe.toml", "metrics.json", "metrics-before.json"
+RESULTS, BEFORE = "metrics.json", "metrics-before.json"
 
 
 @frozen(eq=False)
@@ -68,11 +78,17 @@ def run(
     console: Console | None = None,
     quiet: bool = True,
 ) -> Finished:
-    """Train and evaluate a recipe in a new run folder, or go on in the one that is there (`resume`).
+    """Train and evaluate a recipe in a new run folder, or go on in the one that is there (`resume`). Recipes that it
+    needs are run first.
 
     Raises ReidError, always with what to do; what was trained so far stays in the run folder.
     """
     loaded = recipe if isinstance(recipe, Loaded) else load_recipe(recipe)
+    if others := missing(loaded, resume):
+        check_build(loaded)  # before they train for hours
+        read_data(loaded)
+    for other in others:
+        run(other, resume=resume, console=console, quiet=quiet)
     folder = run_folder(loaded, resume)
     terminal = Terminal(console or make_console(stderr=True), quiet)
     changes = _changes(folder, loaded)
@@ -110,7 +126,7 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
             return None
         return _evaluate(run_, holdout_evaluator, model, [data.holdout], epoch)[data.holdout.label]["mAP"]
 
-    run_ = assemble(evolve(loaded, recipe=_unweighted(recipe)) if recipe.run.init else loaded, data, folder, score)
+    run_ = assemble(evolve(loaded, recipe=unweighted(recipe)) if recipe.run.init else loaded, data, folder, score)
     taken = None
     if recipe.run.init and not (resume and checkpoints(folder)):
         taken = load_fitting(run_.model, find_init(recipe.run.init))
@@ -160,7 +176,7 @@ def evaluate_run(
     nothing but where data and device are.
     """
     folder = Path(folder)
-    model, loaded = _load(folder, overrides, plugin_files)
+    model, loaded, _ = load_trained(folder, overrides=overrides, plugin_files=plugin_files)
     choosing = any(chooses([part.build() for part in test.postprocess]) for test in loaded.recipe.test)
     data = read_data(loaded, train=choosing)
     _check_holdout(folder, data.holdout)
@@ -265,7 +281,7 @@ def _compare_tests(name: str, results: Mapping[str, Result]) -> dict[str, Compar
 
 def load_model(folder: str | Path, device: str = "cpu", plugin_files: Sequence[str | Path] = ()) -> Embedder:
     """Load the model of a run folder. Raises RunError when there is none."""
-    model, loaded = _load(Path(folder), (f"run.device={device}",), plugin_files)
+    model, loaded, _ = load_trained(Path(folder), overrides=(f"run.device={device}",), plugin_files=plugin_files)
     evaluator = make_evaluator(loaded.recipe)
     return Embedder(model.to(evaluator.device).eval(), evaluator, _fingerprint(Path(folder)))
 
@@ -344,28 +360,26 @@ def versions(loaded: Loaded) -> dict[str, str]:
     return found
 
 
+def missing(loaded: Loaded, resume: bool) -> list[Loaded]:
+    """Return the recipes that `[run] needs` names and that were not run to their end, in order.
+
+    Raises RunError when the folder of one exists and is not to be resumed.
+    """
+    others = [other for other in needed(loaded) if not (other.folder / RESULTS).is_file()]
+    for other in others:
+        run_folder(other, resume)
+    return others
+
+
 def run_folder(loaded: Loaded, resume: bool) -> Path:
     """Return the folder of a recipe's run. Raises RunError when it exists and is not to be resumed."""
-    folder = loaded.recipe.run.output / loaded.recipe.run.name
+    folder = loaded.folder
     if (folder / RECIPE).exists() and not resume:
         raise RunError(
             f"the run folder {folder} exists; go on with it (--resume), choose another place (--output DIR or "
             f"--set run.name=NAME), or remove it"
         )
     return folder
-
-
-def _load(folder: Path, overrides: Sequence[str], plugin_files: Sequence[str | Path]) -> tuple[Model, Loaded]:
-    for name in (RECIPE, WEIGHTS):
-        if not (folder / name).is_file():
-            raise RunError(f"{folder} is not a finished run: it has no {name}")
-    loaded = load_recipe(folder / RECIPE, overrides=overrides, plugin_files=plugin_files)
-    model = build_model(_unweighted(loaded.recipe), load_metadata(folder / WEIGHTS)["classes"])
-    try:
-        model.load_state_dict(load_tensors(folder / WEIGHTS))
-    except RuntimeError as error:
-        raise RunError(f"{folder / WEIGHTS} does not fit its recipe: {str(error).splitlines()[-1].strip()}") from None
-    return model, loaded
 
 
 def _fingerprint(folder: Path) -> str:
@@ -380,13 +394,6 @@ def _fingerprint(folder: Path) -> str:
         weights = hashlib.file_digest(stream, "sha256").hexdigest()
     text = json.dumps([weights, size, parts, recipe.get("evaluation", {}).get("flip")], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _unweighted(recipe: Recipe) -> Recipe:
-    """Return the recipe for a model whose weights come from a run, so that the backbone's own are not fetched."""
-    if not hasattr(recipe.backbone, "weights"):
-        return recipe
-    return evolve(recipe, backbone=evolve(recipe.backbone, weights="none"))  # type: ignore[misc]
 
 
 def _changes(folder: Path, loaded: Loaded) -> str:

@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from torch import nn
 from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import find_init
 from reidcore.data import Loader
-from reidcore.errors import ContractError, DataError, ReidError, RunError
+from reidcore.errors import ContractError, DataError, ReidError, RunError, offer
 from reidcore.features import KeptFeatures, room_for
 from reidcore.kinds import Loss, Sampler, SamplerConfig, TransformConfig
 from reidcore.loop import Freezer, Losses, Run
-from reidcore.model import Model
+from reidcore.model import FrozenModel, Model
+from reidcore.networks import RECIPE, build_model, freeze, load_frozen, unfinished, unweighted
 from reidcore.options import EvaluationOptions, InputOptions
-from reidcore.recipe import Loaded, Recipe
+from reidcore.recipe import Loaded, Recipe, load_recipe, needed
 from reidcore.retrieval import Coverage, Problem, coverage
 from reidcore.retrieval.evaluation import Result, evaluate
 from reidcore.retrieval.extract import Room, extract, extract_batches
@@ -224,33 +225,26 @@ def _hold_out(samples: list[Sample], share: float, seed: int) -> tuple[list[Samp
     return kept, test
 
 
-def build_model(recipe: Recipe, classes: int) -> Model:
-    """Build the model of a recipe, with `classes` rows in each classifier. Raises ContractError for a misfit."""
-    backbone = recipe.backbone.build(recipe.input.height, recipe.input.width)
-    try:
-        aggregator = recipe.aggregator.build(backbone)
-    except KeyError as error:
-        if (name := error.args[0]) in backbone.shapes:
-            raise
-        raise ContractError(
-            f"aggregator: there is no map '{name}'; {_offer(str(name), list(backbone.shapes))}"
-        ) from None
-    heads = {view: recipe.head.build(dim, classes) for view, dim in aggregator.views.items()}
-    model = Model(backbone, aggregator, heads)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def build_losses(recipe: Recipe, model: Model, classes: int, world: World = ALONE) -> Losses:
+def build_losses(
+    recipe: Recipe,
+    model: Model,
+    classes: int,
+    world: World = ALONE,
+    *,
+    identities: Sequence[int] | None = None,
+    frozen: Callable[[Path, Path | None], FrozenModel],
+) -> Losses:
     """Build the objective. Raises ContractError when a loss needs what the model does not offer."""
     terms: list[tuple[float, Loss]] = []
+    parts = Parts(model, classes, identities, recipe.training.ema > 0, cache(frozen))
     for position, term in enumerate(recipe.loss):
         where = f"loss.{position}"
         try:
-            loss = term.loss.build(Parts(model, classes))
+            loss = term.loss.build(parts)
         except KeyError as error:  # of a view that it looks up
             if (name := error.args[0]) in model.heads:
                 raise
-            raise ContractError(f"{where}: there is no view '{name}'; {_offer(str(name), list(model.heads))}") from None
+            raise ContractError(f"{where}: there is no view '{name}'; {offer(str(name), list(model.heads))}") from None
         needs = loss.needs
         for what, names, offered in (
             ("view", needs.views, list(model.heads)),
@@ -258,7 +252,7 @@ def build_losses(recipe: Recipe, model: Model, classes: int, world: World = ALON
         ):
             for name in names:
                 if name not in offered:
-                    raise ContractError(f"{where}: there is no {what} '{name}'; {_offer(name, offered)}")
+                    raise ContractError(f"{where}: there is no {what} '{name}'; {offer(name, offered)}")
         kinds = {str(model.heads[view].logits) for view in needs.views}
         if needs.logits and kinds != {needs.logits}:
             raise ContractError(
@@ -287,19 +281,28 @@ def build_sampler(config: SamplerConfig, stream: Stream, seed: int) -> Sampler:
     return config.build(np.asarray(stream.labels), cameras, seed, **more)
 
 
-def _offer(name: str, offered: Sequence[str]) -> str:
-    near = get_close_matches(name, offered, 1)
-    return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(offered)}"
-
-
 def check_build(loaded: Loaded) -> None:
     """Build the model, the losses and the rest without data and without memory. Raises ContractError, ReidError."""
     recipe = loaded.recipe
-    if recipe.run.init:
+    planned = {other.folder.resolve(): other.recipe for other in needed(loaded)}
+    for other in needed(loaded):
+        check_build(other)
+    if recipe.run.init and recipe.run.init.resolve() not in planned:
         find_init(recipe.run.init)
+
+    def untrained(run: Path, weights: Path | None) -> FrozenModel:
+        file = run if weights else run / RECIPE
+        if file.is_file():
+            its = load_recipe(file, plugin_files=loaded.plugin_files).recipe
+        elif run.resolve() in planned:
+            its = planned[run.resolve()]
+        else:
+            raise RunError(unfinished(run))
+        return freeze(build_model(unweighted(its), classes=2), its)
+
     with torch.device("meta"):
         model = build_model(recipe, classes=2)
-        build_losses(recipe, model, classes=2)
+        build_losses(recipe, model, classes=2, frozen=untrained)
     for transform in recipe.transform:
         transform.build(recipe.input.height, recipe.input.width)
     for position, test in enumerate(recipe.test):
@@ -500,7 +503,10 @@ def assemble(
     _check_cameras(model, data.train.samples)
     for test in data.tests:
         check_chain(test.postprocess, model.aggregator.extras.keys(), test.protocol)
-    losses = build_losses(recipe, model, data.classes, world).to(device)
+    precision = find_precision(recipe.training.precision, device)
+
+    frozen = partial(load_frozen, device=device, precision=precision, plugin_files=loaded.plugin_files)
+    losses = build_losses(recipe, model, data.classes, world, identities=data.identities, frozen=frozen).to(device)
 
     def make_loader(stream: Stream) -> Loader:
         sampler = build_sampler(recipe.sampler, stream, recipe.run.seed)
@@ -529,7 +535,7 @@ def assemble(
         evaluate_every=recipe.evaluation.every or int(data.holdout is not None),
         folder=folder,
         device=device,
-        precision=find_precision(recipe.training.precision, device),
+        precision=precision,
         world=world,
     )
 

@@ -1,6 +1,7 @@
 """What a person can mend: errors, which the command line prints as one message and exits with 2, and a warning."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -39,3 +40,9 @@ class ReidDeprecationWarning(FutureWarning):
 def os_message(error: OSError, doing: str, path: Path) -> str:
     """Return what the operating system said, as one sentence: `doing` is a verb phrase such as "write"."""
     return f"cannot {doing} {path}: {error.strerror or error}"
+
+
+def offer(name: str, offered: Sequence[str]) -> str:
+    """Return the end of a message about a name that there is not: the nearest one, or all."""
+    near = get_close_matches(name, offered, 1)
+    return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(offered)}"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+PREACT = ".preact"
+"""Ends the name of a stage's map before the ReLU of its last block."""
 
 
 class InstanceNorm(nn.InstanceNorm2d):
@@ -80,11 +84,26 @@ class NonLocal(nn.Module):
         return x + change
 
 
+class ResidualBlock(nn.Module):
+    """A block that ends in a ReLU of what a branch adds to a shortcut."""
+
+    relu: nn.Module
+
+    def sums(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W') before the ReLU."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        out: Tensor = self.relu(self.sums(x))
+        return out
+
+
 class ResidualStages(nn.Module):
     """A network of stages of residual blocks, `layer1` on, whose last blocks non-local blocks may follow, `NL_1` on.
 
     A map is called after its stage, `stage3`, or after its block, counted from 0: `stage3.0`; that of a stage's last
-    block is the stage's.
+    block is the stage's, and before that block's ReLU it is `stage3.preact`.
     """
 
     stages: int
@@ -95,6 +114,10 @@ class ResidualStages(nn.Module):
         for name, modules in self._steps():
             if len(maps) == len(set(want)):
                 break
+            if (before := f"{name}{PREACT}") in want:
+                maps[before] = modules[0].sums(x)
+                x = maps[before].relu()  # not in place
+                modules = modules[1:]
             for module in modules:
                 x = module(x)
             if name in want:
@@ -104,10 +127,12 @@ class ResidualStages(nn.Module):
     def tail(self, after: str) -> nn.Sequential:
         """Return a copy of what follows map `after`: blocks, each with its non-local block if it has one."""
         steps = list(self._steps())
-        start = [name for name, _ in steps].index(after) + 1
-        return nn.Sequential(*copy.deepcopy([module for _, modules in steps[start:] for module in modules]))
+        start = [name for name, _ in steps].index(after.removesuffix(PREACT))
+        rest = [nn.ReLU(), *steps[start][1][1:]] if after.endswith(PREACT) else []
+        rest += [module for _, modules in steps[start + 1 :] for module in modules]
+        return nn.Sequential(*copy.deepcopy(rest))
 
-    def _steps(self) -> Iterator[tuple[str, list[nn.Module]]]:
+    def _steps(self) -> Iterator[tuple[str, list[Any]]]:
         """Yield each block, with its non-local block if it has one, and the name of the map that they give."""
         for number in range(1, self.stages + 1):
             blocks, attention = getattr(self, f"layer{number}"), getattr(self, f"NL_{number}")

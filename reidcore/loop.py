@@ -23,7 +23,7 @@ from reidcore.data import Loader
 from reidcore.distributed import gather_batch
 from reidcore.errors import ReidError, RunError
 from reidcore.kinds import Logger, Loss, Schedule, Task
-from reidcore.model import Model
+from reidcore.model import FrozenModel, Model
 from reidcore.options import TrainingOptions
 from reidcore.types import ALONE, Batch, Output, Sample, Step, Stream, World
 
@@ -84,6 +84,7 @@ class Run:
     optimizer: Any = field(default=None, init=False)
     freezer: Any = field(default=None, init=False)
     average: Model | None = field(default=None, init=False)
+    averaged: FrozenModel | None = field(default=None, init=False)
     epoch: int = field(default=0, init=False)
     batches_done: int = field(default=0, init=False)
     step: int = field(default=0, init=False)
@@ -131,6 +132,8 @@ def prepare(run: Run) -> None:
         group["initial_lr"] = group["lr"]
     if run.options.ema:
         run.average = copy.deepcopy(run.task.deploy()).requires_grad_(False).eval()
+        run.averaged = FrozenModel(run.average, None, lambda images: images, run.precision)
+        run.averaged.want(run.losses.maps)
     run.freezer = Freezer(run.model, run.options.freeze, run.options.freeze_iterations)
 
 
@@ -199,7 +202,7 @@ def _epoch(run: Run) -> None:
 
 def _accumulate(run: Run, batches: Mapping[str, Batch], group_size: int, meter: _Meter) -> None:
     """Add one batch's gradient, as one of `group_size` that are averaged."""
-    losses = run.task.losses(batches, Step(number=run.step, epoch=run.epoch))
+    losses = run.task.losses(batches, Step(run.step, run.epoch, run.averaged))
     values = {name: float(value.detach()) for name, value in losses.items()}
     if not all(math.isfinite(value) for value in values.values()):
         raise _not_a_number(run, ", ".join(f"{name} = {value:.4g}" for name, value in values.items()))

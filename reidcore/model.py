@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reidcore.errors import ContractError
+from reidcore.errors import ContractError, offer
 from reidcore.kinds import Aggregator, Backbone, Head
-from reidcore.types import Output
+from reidcore.types import Batch, Output, Step
 
 
 class Normalize(nn.Module):
@@ -67,3 +67,40 @@ class Model(nn.Module):
             maps={name: maps[name] for name in want},
             extras=views.extras,
         )
+
+
+class FrozenModel:
+    """A trained model that is only looked at, see `reidcore.types.Frozen`. It is no module, so that nobody trains or
+    saves it.
+
+    resize: makes (B, 3, H, W) uint8 images as large as it takes them; precision: what it computes in.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        identities: Sequence[int] | None,
+        resize: Callable[[Tensor], Tensor],
+        precision: torch.dtype,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.identities, self.resize, self.precision = identities, resize, precision
+        self._maps: dict[str, None] = {}
+
+    def want(self, maps: Sequence[str]) -> None:
+        """Ask for maps in the outputs. Raises ContractError for a name that the backbone does not have."""
+        offered = list(self.model.backbone.shapes)
+        for name in maps:
+            if name not in offered:
+                raise ContractError(f"the trained model has no map '{name}'; {offer(name, offered)}")
+        self._maps |= dict.fromkeys(maps)
+
+    def output(self, batch: Batch, step: Step) -> Output:
+        """Return what the model makes of a batch's images, computed once a step and batch."""
+        return step.once(f"frozen {id(self)} {id(batch)}", lambda: self._run(batch.images))
+
+    @torch.no_grad()
+    def _run(self, images: Tensor) -> Output:
+        with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
+            output: Output = self.model(self.resize(images), tuple(self._maps))
+        return output

@@ -16,6 +16,9 @@ class RunOptions:
 
     name: str = option("", help="name of the run folder; the recipe's file name when empty")
     seed: int = option(1, help="seeds everything random", at_least=0, at_most=2**63 - 1)
+    needs: tuple[Path, ...] = option(
+        (), help="recipes, by their place from this one, that are run first if they were not: a teacher's"
+    )
     init: Path | None = option(
         None, help="run folder to start from: weights of the same name and shape, instead of the backbone's 'weights'"
     )

@@ -130,6 +130,11 @@ class Loaded:
     catalog: Catalog
     plugin_files: tuple[Path, ...] = ()
 
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.recipe.run.output / self.recipe.run.name
+
     def label(self, position: int) -> str:
         """Return what results call the test set at `position`."""
         test = self.recipe.test[position]
@@ -198,6 +203,32 @@ def load_recipe(
     return Loaded(recipe, catalog, files)
 
 
+def needed(loaded: Loaded) -> list[Loaded]:
+    """Load the recipes that are to be run before this one, in order: `[run] needs`, and what these need in turn.
+
+    Raises RecipeError with the mistakes of all of them, and for a recipe that needs itself.
+    """
+    found: dict[Path, Loaded] = {}
+    problems: list[str] = []
+
+    def visit(item: Loaded, above: tuple[Path, ...]) -> None:
+        for file in item.recipe.run.needs:
+            if file in above:
+                problems.append(f"{above[-1]}: run.needs: {file} needs this recipe in turn")
+            elif file not in found:
+                try:
+                    other = load_recipe(file, plugin_files=loaded.plugin_files, catalog=loaded.catalog)
+                    visit(other, (*above, file))
+                    found[file] = other
+                except RecipeError as error:
+                    problems.extend(error.problems)
+
+    visit(loaded, ())
+    if problems:
+        raise RecipeError(problems)
+    return list(found.values())
+
+
 def require_loaded(catalog: Catalog, plugin_files: Iterable[Path]) -> None:
     """Raise ReidError if one of the plugin files, which somebody asked for, did not load."""
     for plugin in catalog.failed:
@@ -230,6 +261,10 @@ def _read(file: Path, seen: tuple[Path, ...]) -> _Document:
         lineno = getattr(error, "lineno", None)
         message = getattr(error, "msg", message)
         raise RecipeError([f"{file}:{lineno}: not valid TOML: {message}"]) from None
+    run = table.get("run")
+    if isinstance(run, dict) and isinstance(needs := run.get("needs"), list):
+        # a saved recipe is read from somewhere else
+        run["needs"] = [str((file.parent / need).resolve()) if isinstance(need, str) else need for need in needs]
     document = _Document(table, {path: f"{file}:{line}" for path, line in locate(text).items()} | {(): f"{file}:1"})
     base = table.pop("extends", None)
     if base is None:

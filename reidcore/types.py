@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from attrs import Factory, field, frozen
 
+from reidcore.errors import RunError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
@@ -176,10 +178,15 @@ class Needs:
 
 @frozen(eq=False)
 class Step:
-    """The optimisation step in progress: its number from the start of training, and its epoch."""
+    """The optimisation step in progress: its number from the start of training, and its epoch.
+
+    average: the model of averaged weights (`training.ema`), None where they are not averaged; its outputs have the maps
+    that losses need of the model.
+    """
 
     number: int
     epoch: int
+    average: Frozen | None = None
     _cache: dict[str, object] = field(factory=dict, alias="cache")
 
     def once(self, key: str, make: Callable[[], T]) -> T:
@@ -189,12 +196,43 @@ class Step:
         return cast(T, self._cache[key])
 
 
+class Frozen(Protocol):
+    """A trained model that is only looked at: in evaluation mode, without gradients, and no part of who holds it.
+
+    model: the network, a `reidcore.model.Model`; identities: those of its classes in order, None where they are not
+    known.
+    """
+
+    model: Any
+    identities: Sequence[int] | None
+
+    def want(self, maps: Sequence[str]) -> None:
+        """Ask for maps in the outputs, beside those that others have asked for. Raises ContractError for a name that
+        the backbone does not have."""
+
+    def output(self, batch: Batch, step: Step) -> Output:
+        """Return what the model makes of a batch's images, which are resized to its input size; computed once a step
+        and batch however many losses ask."""
+
+
+def _no_frozen(run: Path, weights: Path | None) -> Frozen:
+    raise RunError(f"there is nothing here to load {run} with")
+
+
 @frozen(eq=False)
 class Parts:
-    """What a loss may look at when it is built: the model it will train, and the number of classes."""
+    """What a loss may look at when it is built: the model it will train, and its classes.
+
+    identities: those of the classes in order, None where they are not known yet; averaged: whether steps have an
+    `average`; frozen: returns the trained model of a run folder, or of a recipe and a file of weights, on the device of
+    the run and in its precision, the same one each time. It raises RunError when there is none.
+    """
 
     model: Any
     classes: int
+    identities: Sequence[int] | None = None
+    averaged: bool = False
+    frozen: Callable[[Path, Path | None], Frozen] = field(default=_no_frozen)
 
 
 @frozen(eq=False)

@@ -123,11 +123,17 @@ def test_declared_shapes_are_the_real_ones(
     backbone = build(
         name, height, width, base=16, stem_stride=stem_stride, stem_pool=stem_pool, last_stride=last_stride
     )
-    assert list(backbone.shapes) == ["stage1", "stage2", "stage3.0", "stage3", "stage4"]
+    assert [name for name in backbone.shapes if not name.endswith(".preact")] == [
+        *("stage1", "stage2", "stage3.0", "stage3", "stage4")
+    ]
     maps = backbone.eval()(torch.randn(1, 3, height, width), list(backbone.shapes))
     for stage, shape in backbone.shapes.items():
         assert maps[stage].shape == (1, shape.channels, shape.height, shape.width)
-        assert not shape.signed and maps[stage].min() >= 0
+        if stage.endswith(".preact"):
+            assert shape.signed
+            assert torch.equal(maps[stage].relu(), maps[stage.removesuffix(".preact")])
+        else:
+            assert not shape.signed and maps[stage].min() >= 0
 
 
 @pytest.mark.parametrize(
@@ -307,7 +313,7 @@ def test_non_local_blocks_change_no_published_network_at_first() -> None:
 def test_a_map_that_ends_in_a_non_local_block_is_signed(non_local: list[int], signed: set[str]) -> None:
     with torch.device("meta"):
         shapes = build("resnet50", 64, 32, non_local=non_local).shapes
-    assert {name for name, shape in shapes.items() if shape.signed} == signed
+    assert {name for name, shape in shapes.items() if shape.signed and not name.endswith(".preact")} == signed
 
 
 def test_residual_branches_start_at_nothing() -> None:
@@ -421,7 +427,7 @@ def test_stages_that_are_not_built_take_no_parameters_and_their_weights_are_left
     weights = str(tmp_path / "weights.pth")
     short = CONFIGS["resnet18"](weights=weights, stages=3, last_stride=2).build(32, 32).eval()
     whole = CONFIGS["resnet18"](weights=weights).build(32, 32).eval()
-    assert tuple(short.shapes) == ("stage1", "stage2", "stage3.0", "stage3")
+    assert tuple(short.shapes)[-3:] == ("stage3.0", "stage3.preact", "stage3")
     assert not any(name.startswith("layer4") for name in short.state_dict())
     images = torch.rand(2, 3, 32, 32)
     maps = short(images, ("stage2", "stage3"))
@@ -432,7 +438,8 @@ def test_stages_that_are_not_built_take_no_parameters_and_their_weights_are_left
 
 def test_the_last_stride_is_that_of_the_last_stage_which_is_built() -> None:
     coarse, fine = (build("resnet18", 64, 32, stages=3, last_stride=stride) for stride in (2, 1))
-    sizes = [[(shape.height, shape.width) for shape in backbone.shapes.values()] for backbone in (coarse, fine)]
+    names = ("stage1", "stage2", "stage3.0", "stage3")
+    sizes = [[(each.shapes[name].height, each.shapes[name].width) for name in names] for each in (coarse, fine)]
     assert sizes == [[(16, 8), (8, 4), (4, 2), (4, 2)], [(16, 8), (8, 4), (8, 4), (8, 4)]]
     for stages, stride, expected in ((3, 1, (2, 256, 8, 4)), (1, 2, (2, 64, 8, 4)), (1, 1, (2, 64, 16, 8))):
         last = f"stage{stages}"

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from reidcore.cli import add_recipe_arguments
-from reidcore.recipe import load_recipe
+from reidcore.recipe import load_recipe, needed
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -15,6 +15,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(options: Namespace) -> int:
     """Say that the recipe is right; mistakes are raised."""
     loaded = load_recipe(options.recipe, overrides=options.set, plugin_files=options.plugin)
+    needed(loaded)
     if options.build:
         from reidcore.assemble import check_build
 

@@ -18,7 +18,7 @@ def test_a_recipe_has_no_mistakes(recipe):
 
 def test_one_run_gives_both_rows_and_their_difference(tmp_path):
     recipe = next(file for file in RECIPES if file.stem == "synthetic")
-    small = ["run.name=small", f"run.output={tmp_path}", "training.epochs=1", "input.workers=0", "backbone.base=8"]
+    small = ["run.name=small", f"run.output={tmp_path}", "training.epochs=1", "input.workers=0", "backbone.base=16"]
     small += ["train.0.identities=20", "train.0.images=2", "evaluation.holdout=0.2", "sampler.identities=4"]
     small += [f"test.{number}.{size}" for number in range(3) for size in ("identities=20", "images=2")]
     small += [f"{table}.test_identities=6" for table in ("train.0", "test.0", "test.1", "test.2")]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reidcore.errors import ContractError
-from reidcore.layers import InstanceBatchNorm, InstanceNorm, NonLocal, ResidualStages
+from reidcore.layers import PREACT, InstanceBatchNorm, InstanceNorm, NonLocal, ResidualBlock, ResidualStages
 from reidcore.types import MapShape
 
 IBN = Literal["none", "a", "b"]
@@ -47,7 +47,7 @@ class SplitAttention(nn.Module):
         return reduce(torch.add, map(torch.mul, x.chunk(self.radix, 1), weights))
 
 
-class Block(nn.Module):
+class Block(ResidualBlock):
     """A residual block: relu(IN(branch(x)) + shortcut(x)), where `IN` may be the identity.
 
     The branch is a 1x1 convolution, split attention and a 1x1 convolution, the outer ones with a batch norm; the last
@@ -82,12 +82,12 @@ class Block(nn.Module):
         self.IN = InstanceNorm(out) if ibn == "b" else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H', W')."""
+    def sums(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W') before the ReLU."""
         out: Tensor = self.average(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         out = self.bn3(self.conv3(out))
         out += self.downsample(x)
-        out = self.relu(self.IN(out))
+        out = self.IN(out)
         return out
 
 
@@ -95,11 +95,12 @@ class ResNeSt(ResidualStages):
     """ResNeSt (Zhang et al. 2020) without its classifier: a ResNet of split-attention blocks with a deep stem.
 
     It offers the maps `stage1` to `stage4`, and `stage3.0` after the first block of stage 3, where multi-granularity
-    networks branch. `blocks` are the residual blocks of each stage; only the first `stages` are built, and the last of
-    them has `last_stride`. With 1 the map of stage 4 is at 1/16 of the image, and the stage's 3x3 convolutions have
-    dilation 2 from the second block on, so that they see as much as those that were trained: the authors' network with
-    `dilation=2`. `base` is the number of channels inside the blocks of stage 1, 64 in the published networks, with
-    which the stages scale; the stem has three convolutions, of `stem_width`, `stem_width` and twice as many channels.
+    networks branch, and `stage1.preact` to `stage4.preact` before the last ReLU of a stage. `blocks` are the residual
+    blocks of each stage; only the first `stages` are built, and the last of them has `last_stride`. With 1 the map of
+    stage 4 is at 1/16 of the image, and the stage's 3x3 convolutions have dilation 2 from the second block on, so that
+    they see as much as those that were trained: the authors' network with `dilation=2`. `base` is the number of
+    channels inside the blocks of stage 1, 64 in the published networks, with which the stages scale; the stem has three
+    convolutions, of `stem_width`, `stem_width` and twice as many channels.
 
     `ibn` "a" is instance norm in half of the first norm's channels of the blocks of stages 1 to 3; "b" is instance norm
     at the end of stages 1 and 2, and in place of the stem's last batch norm (Pan et al. 2018, as released for ResNet).
@@ -180,6 +181,7 @@ class ResNeSt(ResidualStages):
             setattr(self, f"NL_{number}", attention)
             if number == 3:
                 self.shapes["stage3.0"] = MapShape(out, rows, columns, signed=len(attention) == count)
+            self.shapes[f"stage{number}{PREACT}"] = MapShape(out, rows, columns, signed=True)
             self.shapes[f"stage{number}"] = MapShape(out, rows, columns, signed=len(attention) > 0)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

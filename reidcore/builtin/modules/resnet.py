@@ -8,7 +8,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from reidcore.errors import ContractError
-from reidcore.layers import InstanceBatchNorm, InstanceNorm, NonLocal, ResidualStages, SqueezeExcitation
+from reidcore.layers import (
+    PREACT,
+    InstanceBatchNorm,
+    InstanceNorm,
+    NonLocal,
+    ResidualBlock,
+    ResidualStages,
+    SqueezeExcitation,
+)
 from reidcore.types import MapShape
 
 IBN = Literal["none", "a", "b"]
@@ -16,7 +24,7 @@ IBN = Literal["none", "a", "b"]
 _IBN_STAGES = {"none": 0, "a": 3, "b": 2}
 
 
-class Block(nn.Module):
+class Block(ResidualBlock):
     """A residual block: relu(IN(se(branch(x)) + shortcut(x))), where `se` and `IN` may be the identity.
 
     The branch is two 3x3 convolutions, or in a `bottleneck` 1x1, 3x3 and 1x1, each with a batch norm. The last one
@@ -52,14 +60,14 @@ class Block(nn.Module):
         self.IN = InstanceNorm(out) if ibn == "b" else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H', W')."""
+    def sums(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W') before the ReLU."""
         out: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         if self.bottleneck:
             out = self.bn3(self.conv3(self.relu(out)))
         out = self.se(out)
         out += self.downsample(x)
-        out = self.relu(self.IN(out))
+        out = self.IN(out)
         return out
 
 
@@ -67,11 +75,11 @@ class ResNet(ResidualStages):
     """ResNet (He et al. 2016), or with `groups` ResNeXt (Xie et al. 2017), without its classifier.
 
     It offers the maps `stage1` to `stage4`, and `stage3.0` after the first block of stage 3, where multi-granularity
-    networks branch. `blocks` are the residual blocks of each stage; only the first `stages` are built, and the last of
-    them has `last_stride`: with 1 the map of stage 4 is at 1/16 of the image (Sun et al. 2018). A `stem_stride` of 4
-    halves the height and width of every map. `base` is the number of channels of the stem, 64 in the published
-    networks; the stages scale with it. The stem's max pooling pads by 1 as in the published networks, or rounds its
-    size up without padding (`stem_pool` "ceil").
+    networks branch, and `stage1.preact` to `stage4.preact` before the last ReLU of a stage. `blocks` are the residual
+    blocks of each stage; only the first `stages` are built, and the last of them has `last_stride`: with 1 the map of
+    stage 4 is at 1/16 of the image (Sun et al. 2018). A `stem_stride` of 4 halves the height and width of every map.
+    `base` is the number of channels of the stem, 64 in the published networks; the stages scale with it. The stem's max
+    pooling pads by 1 as in the published networks, or rounds its size up without padding (`stem_pool` "ceil").
 
     `ibn` "a" is instance norm in half of the first norm's channels of the blocks of stages 1 to 3; "b" is instance norm
     at the end of stages 1 and 2, and in place of the stem's batch norm (Pan et al. 2018, as released). `se` adds
@@ -151,6 +159,7 @@ class ResNet(ResidualStages):
             setattr(self, f"NL_{number}", attention)
             if number == 3:
                 self.shapes["stage3.0"] = MapShape(out, rows, columns, signed=len(attention) == count)
+            self.shapes[f"stage{number}{PREACT}"] = MapShape(out, rows, columns, signed=True)
             self.shapes[f"stage{number}"] = MapShape(out, rows, columns, signed=len(attention) > 0)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -26,8 +26,8 @@ class Resize:
         self.interpolation = InterpolationMode(interpolation)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(3, H, W) -> (3, height, width)."""
-        if list(image.shape[1:]) == self.size:
+        """(3, H, W) -> (3, height, width), or (B, 3, H, W) -> (B, 3, height, width)."""
+        if list(image.shape[-2:]) == self.size:
             return image
         resized: Tensor = F.resize(image, self.size, interpolation=self.interpolation, antialias=True)
         return resized

@@ -1,0 +1,90 @@
+"""From a recipe to its model, untrained or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from attrs import evolve
+
+from reidcore.builtin.modules.transforms import Resize
+from reidcore.checkpoint import WEIGHTS, load_metadata, load_tensors
+from reidcore.errors import ContractError, RunError, offer
+from reidcore.model import FrozenModel, Model
+from reidcore.recipe import Loaded, Recipe, load_recipe
+
+RECIPE = "recipe.toml"
+"""The file in a run folder that holds the recipe, filled."""
+
+
+def build_model(recipe: Recipe, classes: int) -> Model:
+    """Build the model of a recipe, with `classes` rows in each classifier. Raises ContractError for a misfit."""
+    backbone = recipe.backbone.build(recipe.input.height, recipe.input.width)
+    try:
+        aggregator = recipe.aggregator.build(backbone)
+    except KeyError as error:
+        if (name := error.args[0]) in backbone.shapes:
+            raise
+        raise ContractError(
+            f"aggregator: there is no map '{name}'; {offer(str(name), list(backbone.shapes))}"
+        ) from None
+    heads = {view: recipe.head.build(dim, classes) for view, dim in aggregator.views.items()}
+    model = Model(backbone, aggregator, heads)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def load_trained(
+    run: Path, weights: Path | None = None, overrides: Sequence[str] = (), plugin_files: Sequence[str | Path] = ()
+) -> tuple[Model, Loaded, Sequence[int] | None]:
+    """Load the model of a run folder, or of a recipe and a file of weights, with its recipe and its identities.
+
+    Raises RunError when there is none, RecipeError for a recipe with mistakes.
+    """
+    recipe, file = (run, weights) if weights else (run / RECIPE, run / WEIGHTS)
+    for needed in (recipe, file):
+        if not needed.is_file():
+            raise RunError(f"there is no file {needed}" if weights else unfinished(run))
+    loaded = load_recipe(recipe, overrides=overrides, plugin_files=plugin_files)
+    metadata = load_metadata(file)
+    if "classes" not in metadata:
+        raise RunError(f"{file} does not say how many classes it has; expected the {WEIGHTS} of a run")
+    model = build_model(unweighted(loaded.recipe), metadata["classes"])
+    try:
+        model.load_state_dict(load_tensors(file))
+    except RuntimeError as error:
+        raise RunError(f"{file} does not fit {recipe}: {str(error).splitlines()[-1].strip()}") from None
+    return model, loaded, metadata.get("identities")
+
+
+def unfinished(run: Path) -> str:
+    """Return what keeps a folder from being that of a finished run, as a sentence."""
+    what = f"has no {WEIGHTS}" if (run / RECIPE).is_file() else f"has no {RECIPE}" if run.is_dir() else "does not exist"
+    return f"{run} is not a finished run: it {what}"
+
+
+def unweighted(recipe: Recipe) -> Recipe:
+    """Return the recipe for a model whose weights come from a run, so that the backbone's own are not fetched."""
+    if not hasattr(recipe.backbone, "weights"):
+        return recipe
+    return evolve(recipe, backbone=evolve(recipe.backbone, weights="none"))  # type: ignore[misc]
+
+
+def load_frozen(
+    run: Path,
+    weights: Path | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
+    plugin_files: Sequence[str | Path] = (),
+) -> FrozenModel:
+    """Load a trained model that is only to be looked at. Raises what `load_trained` does."""
+    model, loaded, identities = load_trained(run, weights, plugin_files=plugin_files)
+    return freeze(model.to(device), loaded.recipe, identities, precision)
+
+
+def freeze(
+    model: Model, recipe: Recipe, identities: Sequence[int] | None = None, precision: torch.dtype = torch.float32
+) -> FrozenModel:
+    """Return the model of a recipe as one that is only to be looked at."""
+    return FrozenModel(model, identities, Resize(recipe.input.height, recipe.input.width), precision)
