@@ -34,7 +34,7 @@ from reidcore.assemble import (
     require_images,
 )
 from reidcore.builtin.modules.transforms import Resize
-from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, load_metadata, save_tensors
+from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, save_tensors
 from reidcore.data import read_image
 from reidcore.errors import DataError, ReidError, RunError, os_message
 from reidcore.features import KeptFeatures
@@ -154,7 +154,7 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
             _write_metrics(folder / BEFORE, _evaluate(run_, evaluator, run_.model, data.tests, 0, data.holdout))
         with _interruptible(run_):
             model = fit(run_, resume)
-        save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": data.classes, "identities": data.identities})
+        save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": data.identities})
         epoch = run_.best_epoch or run_.epoch
         keeping = _keeping(evaluator, loaded, folder)
         results = done.get(epoch) or _evaluate(run_, keeping, model, data.tests, epoch, data.holdout)
@@ -176,10 +176,10 @@ def evaluate_run(
     nothing but where data and device are.
     """
     folder = Path(folder)
-    model, loaded, _ = load_trained(folder, overrides=overrides, plugin_files=plugin_files)
+    model, loaded, trained_on = load_trained(folder, overrides=overrides, plugin_files=plugin_files)
     choosing = any(chooses([part.build() for part in test.postprocess]) for test in loaded.recipe.test)
     data = read_data(loaded, train=choosing)
-    _check_holdout(folder, data.holdout)
+    _check_holdout(folder, data.holdout, trained_on)
     if not data.tests:
         raise RunError(f"the recipe of {folder} has no [[test]] table; add --set test.0.name=NAME and its options")
     for test in data.tests:
@@ -192,10 +192,10 @@ def evaluate_run(
     return results
 
 
-def _check_holdout(folder: Path, holdout: Test | None) -> None:
+def _check_holdout(folder: Path, holdout: Test | None, trained_on: Sequence[int] | None) -> None:
     """Raise RunError if identities that are to be chosen on are among those that a run was trained on."""
     held = {sample.identity for sample in holdout.splits.gallery} if holdout else set()
-    seen = held & set(load_metadata(folder / WEIGHTS).get("identities", held))
+    seen = held if trained_on is None else held & set(trained_on)
     if seen:
         raise RunError(
             f"post-processors choose on training identities that are held out, but the run in {folder} was trained on "

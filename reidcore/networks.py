@@ -46,15 +46,16 @@ def load_trained(
         if not needed.is_file():
             raise RunError(f"there is no file {needed}" if weights else unfinished(run))
     loaded = load_recipe(recipe, overrides=overrides, plugin_files=plugin_files)
-    metadata = load_metadata(file)
-    if "classes" not in metadata:
-        raise RunError(f"{file} does not say how many classes it has; expected the {WEIGHTS} of a run")
-    model = build_model(unweighted(loaded.recipe), metadata["classes"])
+    classes = load_metadata(file).get("classes")
+    if classes is None:
+        raise RunError(f"{file} does not say which classes it has; expected the {WEIGHTS} of a run")
+    identities = classes if isinstance(classes, list) else None  # of some only the number is known
+    model = build_model(unweighted(loaded.recipe), classes if identities is None else len(identities))
     try:
         model.load_state_dict(load_tensors(file))
     except RuntimeError as error:
         raise RunError(f"{file} does not fit {recipe}: {str(error).splitlines()[-1].strip()}") from None
-    return model, loaded, metadata.get("identities")
+    return model, loaded, identities
 
 
 def unfinished(run: Path) -> str:

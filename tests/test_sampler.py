@@ -6,6 +6,7 @@ from itertools import groupby
 
 import numpy as np
 import pytest
+import tomli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -376,13 +377,11 @@ def test_weights_are_of_the_tables_that_have_labelled_images() -> None:
 
 
 def test_a_sampler_that_asks_for_it_is_told_which_table_each_image_came_from(toy_recipe, toy_folder) -> None:
-    second = f'[[train]]\nname = "folder"\nroot = "{toy_folder}"\n\n[input]'
-    toy_recipe.write_text(
-        toy_recipe.read_text()
-        .replace("[input]", second)
-        .replace('"identity-balanced"', '"weighted-sets"\nweights = [2, 1]')
-    )
-    loaded = load_recipe(toy_recipe)
+    table = tomli.loads(toy_recipe.read_text())
+    table["run"]["name"] = "toy"
+    table["train"] *= 2
+    table["sampler"] |= {"name": "weighted-sets", "weights": [2, 1]}
+    loaded = load_recipe(table)
     data = read_data(loaded)
     assert [sample.source for sample in data.train.samples] == [0] * 36 + [1] * 36
     run = assemble(loaded, data, toy_folder, lambda model, epoch: None)

@@ -188,8 +188,8 @@ def test_another_order_of_classes_is_refused(folder, tmp_path):
 
     teacher = folder / "runs" / "teacher"
     (tmp_path / "recipe.toml").write_bytes((teacher / "recipe.toml").read_bytes())
-    metadata = {"classes": "6", "identities": "[1, 0, 2, 3, 4, 5]"}
-    save_file(load_file(teacher / "model.safetensors"), tmp_path / "model.safetensors", metadata)
+    weights = load_file(teacher / "model.safetensors")
+    save_file(weights, tmp_path / "model.safetensors", {"classes": "[1, 0, 2, 3, 4, 5]"})
     message = refused(folder, {"name": "kd-logits", "teacher": str(tmp_path)})
     assert "are the same in another order" in message
 
