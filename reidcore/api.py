@@ -36,7 +36,7 @@ from reidcore.assemble import (
 from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, save_tensors
 from reidcore.data import read_image
-from reidcore.errors import DataError, ReidError, RunError, os_message
+from reidcore.errors import ContractError, DataError, ReidError, RunError, os_message
 from reidcore.features import KeptFeatures
 from reidcore.kinds import Logger
 from reidcore.loop import Run, checkpoints, fit, prepare
@@ -84,9 +84,8 @@ def run(
     Raises ReidError, always with what to do; what was trained so far stays in the run folder.
     """
     loaded = recipe if isinstance(recipe, Loaded) else load_recipe(recipe)
-    if others := missing(loaded, resume):
-        check_build(loaded)  # before they train for hours
-        read_data(loaded)
+    if others := missing(loaded):
+        foresee([*others, loaded], resume)
     for other in others:
         run(other, resume=resume, console=console, quiet=quiet)
     folder = run_folder(loaded, resume)
@@ -360,15 +359,34 @@ def versions(loaded: Loaded) -> dict[str, str]:
     return found
 
 
-def missing(loaded: Loaded, resume: bool) -> list[Loaded]:
-    """Return the recipes that `[run] needs` names and that were not run to their end, in order.
+def missing(loaded: Loaded) -> list[Loaded]:
+    """Return the recipes that are to be run before this one, in order: none if it has been run to its end."""
 
-    Raises RunError when the folder of one exists and is not to be resumed.
+    def done(item: Loaded) -> bool:
+        return (item.folder / RESULTS).is_file()
+
+    return [] if done(loaded) else needed(loaded, done)
+
+
+def foresee(recipes: Sequence[Loaded], resume: bool) -> None:
+    """Find what cannot work in recipes that are to be run one after the other, before the first one trains for hours.
+
+    Raises ReidError, which begins with the run's name.
     """
-    others = [other for other in needed(loaded) if not (other.folder / RESULTS).is_file()]
-    for other in others:
-        run_folder(other, resume)
-    return others
+    identities: dict[Path, Sequence[int]] = {}
+    for item in recipes:
+        try:
+            if item.folder.resolve() in identities:
+                raise RunError(f"two recipes have the run folder {item.folder}; give one of them another run.name")
+            run_folder(item, resume)
+            data = read_data(item)
+            for test in data.tests:
+                test.coverage()
+            require_images(data)
+            identities[item.folder.resolve()] = data.identities
+            check_build(item, identities)
+        except (ContractError, DataError, RunError) as error:
+            raise type(error)(f"{item.recipe.run.name}: {error}") from None
 
 
 def run_folder(loaded: Loaded, resume: bool) -> Path:
@@ -401,7 +419,7 @@ def _changes(folder: Path, loaded: Loaded) -> str:
     if not (folder / RECIPE).is_file():
         return ""
     before, after = (_flat(tomli.loads(text)) for text in ((folder / RECIPE).read_text("utf-8"), fill(loaded)))
-    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key) and "run.needs" not in key]
     shown = [f"{key} was {before.get(key, 'absent')!r} and is {after.get(key, 'absent')!r}" for key in keys[:5]]
     return ", ".join([*shown, *([f"and {len(keys) - 5} more"] if len(keys) > 5 else [])])
 

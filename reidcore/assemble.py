@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -25,14 +25,14 @@ from reidcore.features import KeptFeatures, room_for
 from reidcore.kinds import Loss, Sampler, SamplerConfig, TransformConfig
 from reidcore.loop import Freezer, Losses, Run
 from reidcore.model import FrozenModel, Model
-from reidcore.networks import RECIPE, build_model, freeze, load_frozen, unfinished, unweighted
+from reidcore.networks import build_model, find_trained, freeze, load_frozen, read_classes, unweighted
 from reidcore.options import EvaluationOptions, InputOptions
 from reidcore.recipe import Loaded, Recipe, load_recipe, needed
 from reidcore.retrieval import Coverage, Problem, coverage
 from reidcore.retrieval.evaluation import Result, evaluate
 from reidcore.retrieval.extract import Room, extract, extract_batches
 from reidcore.retrieval.postprocess import check_chain, choose, chooses
-from reidcore.types import ALONE, UNKNOWN, Features, Parts, Sample, Splits, Stream, World
+from reidcore.types import ALONE, UNKNOWN, Features, Frozen, Parts, Sample, Splits, Stream, World, no_frozen
 
 
 @frozen(eq=False)
@@ -232,11 +232,19 @@ def build_losses(
     world: World = ALONE,
     *,
     identities: Sequence[int] | None = None,
-    frozen: Callable[[Path, Path | None], FrozenModel],
+    frozen: Callable[[Path, Path | None], Frozen] = no_frozen,
 ) -> Losses:
-    """Build the objective. Raises ContractError when a loss needs what the model does not offer."""
+    """Build the objective. Raises ContractError when a loss needs what the model does not offer.
+
+    identities, frozen: see `reidcore.types.Parts`.
+    """
     terms: list[tuple[float, Loss]] = []
-    parts = Parts(model, classes, identities, recipe.training.ema > 0, cache(frozen))
+    once = cache(frozen)  # however its place is written
+
+    def lend(run: Path, weights: Path | None = None) -> Frozen:
+        return once(run.resolve(), weights and weights.resolve())
+
+    parts = Parts(model, classes, identities, recipe.training.ema > 0, lend)
     for position, term in enumerate(recipe.loss):
         where = f"loss.{position}"
         try:
@@ -281,28 +289,34 @@ def build_sampler(config: SamplerConfig, stream: Stream, seed: int) -> Sampler:
     return config.build(np.asarray(stream.labels), cameras, seed, **more)
 
 
-def check_build(loaded: Loaded) -> None:
-    """Build the model, the losses and the rest without data and without memory. Raises ContractError, ReidError."""
+def check_build(loaded: Loaded, identities: Mapping[Path, Sequence[int]] | None = None) -> None:
+    """Build the model, the losses and the rest without data and without memory, and so for the recipes that it needs.
+
+    identities: those of the classes by run folder, where they are known. Raises ContractError, ReidError.
+    """
+    items = [*needed(loaded), loaded]
+    planned = {item.folder.resolve(): item.recipe for item in items}
+    for item in items:
+        _check_parts(item, planned, identities or {})
+
+
+def _check_parts(loaded: Loaded, planned: Mapping[Path, Recipe], identities: Mapping[Path, Sequence[int]]) -> None:
     recipe = loaded.recipe
-    planned = {other.folder.resolve(): other.recipe for other in needed(loaded)}
-    for other in needed(loaded):
-        check_build(other)
     if recipe.run.init and recipe.run.init.resolve() not in planned:
         find_init(recipe.run.init)
 
     def untrained(run: Path, weights: Path | None) -> FrozenModel:
-        file = run if weights else run / RECIPE
-        if file.is_file():
-            its = load_recipe(file, plugin_files=loaded.plugin_files).recipe
-        elif run.resolve() in planned:
-            its = planned[run.resolve()]
+        if run in planned and not weights:
+            its, known = planned[run], identities.get(run)
         else:
-            raise RunError(unfinished(run))
-        return freeze(build_model(unweighted(its), classes=2), its)
+            file, trained = find_trained(run, weights)
+            its, known = load_recipe(file, plugin_files=loaded.plugin_files).recipe, read_classes(trained)[1]
+        return freeze(build_model(unweighted(its), classes=2), its, known)
 
     with torch.device("meta"):
         model = build_model(recipe, classes=2)
-        build_losses(recipe, model, classes=2, frozen=untrained)
+        own = identities.get(loaded.folder.resolve())
+        build_losses(recipe, model, classes=2, identities=own, frozen=untrained)
     for transform in recipe.transform:
         transform.build(recipe.input.height, recipe.input.width)
     for position, test in enumerate(recipe.test):
@@ -505,7 +519,9 @@ def assemble(
         check_chain(test.postprocess, model.aggregator.extras.keys(), test.protocol)
     precision = find_precision(recipe.training.precision, device)
 
-    frozen = partial(load_frozen, device=device, precision=precision, plugin_files=loaded.plugin_files)
+    frozen = partial(
+        load_frozen, device=device, precision=precision, train=recipe.train, plugin_files=loaded.plugin_files
+    )
     losses = build_losses(recipe, model, data.classes, world, identities=data.identities, frozen=frozen).to(device)
 
     def make_loader(stream: Stream) -> Loader:

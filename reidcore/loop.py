@@ -132,7 +132,7 @@ def prepare(run: Run) -> None:
         group["initial_lr"] = group["lr"]
     if run.options.ema:
         run.average = copy.deepcopy(run.task.deploy()).requires_grad_(False).eval()
-        run.averaged = FrozenModel(run.average, None, lambda images: images, run.precision)
+        run.averaged = FrozenModel(run.average, None, lambda images: images, run.precision, cameras=True)
         run.averaged.want(run.losses.maps)
     run.freezer = Freezer(run.model, run.options.freeze, run.options.freeze_iterations)
 

@@ -73,7 +73,8 @@ class FrozenModel:
     """A trained model that is only looked at, see `reidcore.types.Frozen`. It is no module, so that nobody trains or
     saves it.
 
-    resize: makes (B, 3, H, W) uint8 images as large as it takes them; precision: what it computes in.
+    resize: makes (B, 3, H, W) uint8 images as large as it takes them; precision: what it computes in; cameras: whether
+    it is told those of the images, which it has to know by the same numbers.
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class FrozenModel:
         identities: Sequence[int] | None,
         resize: Callable[[Tensor], Tensor],
         precision: torch.dtype,
+        cameras: bool = False,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.identities, self.resize, self.precision = identities, resize, precision
+        self.identities, self.resize, self.precision, self.cameras = identities, resize, precision, cameras
         self._maps: dict[str, None] = {}
 
     def want(self, maps: Sequence[str]) -> None:
@@ -97,10 +99,11 @@ class FrozenModel:
 
     def output(self, batch: Batch, step: Step) -> Output:
         """Return what the model makes of a batch's images, computed once a step and batch."""
-        return step.once(f"frozen {id(self)} {id(batch)}", lambda: self._run(batch.images))
+        return step.once(f"frozen {id(self)} {id(batch)}", lambda: self._run(batch))
 
     @torch.no_grad()
-    def _run(self, images: Tensor) -> Output:
+    def _run(self, batch: Batch) -> Output:
+        images, cameras = self.resize(batch.images), batch.cameras if self.cameras else None
         with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
-            output: Output = self.model(self.resize(images), tuple(self._maps))
+            output: Output = self.model(images, tuple(self._maps), cameras)
         return output

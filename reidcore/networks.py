@@ -12,7 +12,7 @@ from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import WEIGHTS, load_metadata, load_tensors
 from reidcore.errors import ContractError, RunError, offer
 from reidcore.model import FrozenModel, Model
-from reidcore.recipe import Loaded, Recipe, load_recipe
+from reidcore.recipe import Loaded, Recipe, TrainSet, load_recipe
 
 RECIPE = "recipe.toml"
 """The file in a run folder that holds the recipe, filled."""
@@ -41,16 +41,10 @@ def load_trained(
 
     Raises RunError when there is none, RecipeError for a recipe with mistakes.
     """
-    recipe, file = (run, weights) if weights else (run / RECIPE, run / WEIGHTS)
-    for needed in (recipe, file):
-        if not needed.is_file():
-            raise RunError(f"there is no file {needed}" if weights else unfinished(run))
+    recipe, file = find_trained(run, weights)
     loaded = load_recipe(recipe, overrides=overrides, plugin_files=plugin_files)
-    classes = load_metadata(file).get("classes")
-    if classes is None:
-        raise RunError(f"{file} does not say which classes it has; expected the {WEIGHTS} of a run")
-    identities = classes if isinstance(classes, list) else None  # of some only the number is known
-    model = build_model(unweighted(loaded.recipe), classes if identities is None else len(identities))
+    count, identities = read_classes(file)
+    model = build_model(unweighted(loaded.recipe), count)
     try:
         model.load_state_dict(load_tensors(file))
     except RuntimeError as error:
@@ -58,10 +52,22 @@ def load_trained(
     return model, loaded, identities
 
 
-def unfinished(run: Path) -> str:
-    """Return what keeps a folder from being that of a finished run, as a sentence."""
-    what = f"has no {WEIGHTS}" if (run / RECIPE).is_file() else f"has no {RECIPE}" if run.is_dir() else "does not exist"
-    return f"{run} is not a finished run: it {what}"
+def find_trained(run: Path, weights: Path | None = None) -> tuple[Path, Path]:
+    """Return the recipe and the weights of a run folder, or those that are named. Raises RunError if one is missing."""
+    files = (run, weights) if weights else (run / RECIPE, run / WEIGHTS)
+    for file in files:
+        if not file.is_file():
+            lacking = f"has no {file.name}" if run.is_dir() else "does not exist"
+            raise RunError(f"there is no file {file}" if weights else f"{run} is not a finished run: it {lacking}")
+    return files
+
+
+def read_classes(file: Path) -> tuple[int, Sequence[int] | None]:
+    """Return how many classes a model's file has, and their identities in order, None where they are not known."""
+    classes = load_metadata(file).get("classes")
+    if classes is None:
+        raise RunError(f"{file} does not say which classes it has; expected the {WEIGHTS} of a run")
+    return (len(classes), classes) if isinstance(classes, list) else (classes, None)
 
 
 def unweighted(recipe: Recipe) -> Recipe:
@@ -77,15 +83,24 @@ def load_frozen(
     *,
     device: torch.device | str = "cpu",
     precision: torch.dtype = torch.float32,
+    train: Sequence[TrainSet] = (),
     plugin_files: Sequence[str | Path] = (),
 ) -> FrozenModel:
-    """Load a trained model that is only to be looked at. Raises what `load_trained` does."""
+    """Load a trained model that is only to be looked at. Raises what `load_trained` does.
+
+    train: the data sets of the images that it will see; it is told their cameras if they are its own training sets.
+    """
     model, loaded, identities = load_trained(run, weights, plugin_files=plugin_files)
-    return freeze(model.to(device), loaded.recipe, identities, precision)
+    own = [entry.dataset for entry in loaded.recipe.train]
+    return freeze(model.to(device), loaded.recipe, identities, precision, own == [entry.dataset for entry in train])
 
 
 def freeze(
-    model: Model, recipe: Recipe, identities: Sequence[int] | None = None, precision: torch.dtype = torch.float32
+    model: Model,
+    recipe: Recipe,
+    identities: Sequence[int] | None = None,
+    precision: torch.dtype = torch.float32,
+    cameras: bool = False,
 ) -> FrozenModel:
     """Return the model of a recipe as one that is only to be looked at."""
-    return FrozenModel(model, identities, Resize(recipe.input.height, recipe.input.width), precision)
+    return FrozenModel(model, identities, Resize(recipe.input.height, recipe.input.width), precision, cameras)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal
@@ -200,33 +200,39 @@ def load_recipe(
         if not default_name:
             raise RecipeError(["run.name: missing; a recipe that is not a file must name its run"])
         recipe = attrs.evolve(recipe, run=attrs.evolve(recipe.run, name=default_name))
-    return Loaded(recipe, catalog, files)
+    needs = tuple(file.resolve() for file in recipe.run.needs)  # a saved recipe is read from somewhere else
+    return Loaded(attrs.evolve(recipe, run=attrs.evolve(recipe.run, needs=needs)), catalog, files)
 
 
-def needed(loaded: Loaded) -> list[Loaded]:
-    """Load the recipes that are to be run before this one, in order: `[run] needs`, and what these need in turn.
+def needed(loaded: Loaded, done: Callable[[Loaded], bool] = lambda other: False) -> list[Loaded]:
+    """Load the recipes that are to be run before this one, in order: `[run] needs`, and what these need in turn, but
+    for those that are `done`.
 
     Raises RecipeError with the mistakes of all of them, and for a recipe that needs itself.
     """
-    found: dict[Path, Loaded] = {}
+    found: list[Loaded] = []
+    seen: set[Path] = set()
     problems: list[str] = []
 
     def visit(item: Loaded, above: tuple[Path, ...]) -> None:
         for file in item.recipe.run.needs:
             if file in above:
                 problems.append(f"{above[-1]}: run.needs: {file} needs this recipe in turn")
-            elif file not in found:
+            elif file not in seen:
+                seen.add(file)
                 try:
                     other = load_recipe(file, plugin_files=loaded.plugin_files, catalog=loaded.catalog)
-                    visit(other, (*above, file))
-                    found[file] = other
                 except RecipeError as error:
                     problems.extend(error.problems)
+                    continue
+                if not done(other):
+                    visit(other, (*above, file))
+                    found.append(other)
 
     visit(loaded, ())
     if problems:
         raise RecipeError(problems)
-    return list(found.values())
+    return found
 
 
 def require_loaded(catalog: Catalog, plugin_files: Iterable[Path]) -> None:
@@ -263,8 +269,7 @@ def _read(file: Path, seen: tuple[Path, ...]) -> _Document:
         raise RecipeError([f"{file}:{lineno}: not valid TOML: {message}"]) from None
     run = table.get("run")
     if isinstance(run, dict) and isinstance(needs := run.get("needs"), list):
-        # a saved recipe is read from somewhere else
-        run["needs"] = [str((file.parent / need).resolve()) if isinstance(need, str) else need for need in needs]
+        run["needs"] = [str(file.parent / need) if isinstance(need, str) else need for need in needs]
     document = _Document(table, {path: f"{file}:{line}" for path, line in locate(text).items()} | {(): f"{file}:1"})
     base = table.pop("extends", None)
     if base is None:

@@ -215,7 +215,8 @@ class Frozen(Protocol):
         and batch however many losses ask."""
 
 
-def _no_frozen(run: Path, weights: Path | None) -> Frozen:
+def no_frozen(run: Path, weights: Path | None) -> Frozen:
+    """Stand for what loads trained models, where there is nothing that does."""
     raise RunError(f"there is nothing here to load {run} with")
 
 
@@ -232,7 +233,7 @@ class Parts:
     classes: int
     identities: Sequence[int] | None = None
     averaged: bool = False
-    frozen: Callable[[Path, Path | None], Frozen] = field(default=_no_frozen)
+    frozen: Callable[[Path, Path | None], Frozen] = field(default=no_frozen)
 
 
 @frozen(eq=False)

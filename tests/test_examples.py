@@ -55,7 +55,7 @@ class StopAtStep2:
             self.run.interrupted = event["step"] == 2
 
 
-@pytest.mark.parametrize("name", ["bagtricks", "agw", "sbs", "mgn", "partial-market1501"])
+@pytest.mark.parametrize("name", ["bagtricks", "agw", "sbs", "mgn", "partial-market1501", "kd-market1501-teacher"])
 def test_a_published_recipe_takes_two_steps_on_small_data(name, toy_folder, tmp_path):
     require_plugins(FOLDER / f"{name}.toml")
     height, width = (128, 128) if name.startswith("partial") else (64, 32)  # its windows want a map of 8x8

@@ -1,11 +1,13 @@
 """`[run] needs`: recipes that are run first."""
 
 import json
+import shutil
 
 import pytest
 import tomli
 import tomli_w
 
+from reidcore import loop
 from reidcore.testing import toy_data
 
 
@@ -55,21 +57,31 @@ def test_what_is_needed_is_run_first_and_once(tmp_path, make, reidcore, monkeypa
     assert reidcore("check", saved) == (0, f"{saved}: no mistakes found\n", "")  # and from anywhere
 
 
-def test_one_that_was_stopped_is_resumed_or_it_is_said_how(tmp_path, make, reidcore):
-    teacher = make("teacher", training={"epochs": 2, "precision": "float32"})
+def test_one_that_was_stopped_is_resumed_or_it_is_said_how(tmp_path, make, reidcore, monkeypatch):
+    teacher = make("teacher", training={"epochs": 3, "precision": "float32"})
     recipe = make("student", ["teacher.toml"])
-    assert reidcore("run", teacher, "-q")[0] == 0
-    weights = (tmp_path / "runs" / "teacher" / "model.safetensors").read_bytes()
-    for name in ("metrics.json", "model.safetensors"):
-        (tmp_path / "runs" / "teacher" / name).unlink()
+    assert reidcore("run", teacher, "-q", "--set", "run.name=whole")[0] == 0
+    weights = (tmp_path / "runs" / "whole" / "model.safetensors").read_bytes()
+
+    def stopping(run, update=loop._update):  # as Ctrl-C does
+        update(run)
+        run.interrupted = run.step == 3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_update", stopping)
+        status, _, err = reidcore("run", recipe)
+    assert status == 2
+    assert "stopped at step 3; go on with --resume" in err
     status, _, err = reidcore("run", recipe)
     assert status == 2
-    assert "the run folder" in err
+    assert "teacher: the run folder" in err
     assert "teacher exists; go on with it (--resume)" in err
     assert not (tmp_path / "runs" / "student").exists()
     assert reidcore("run", recipe, "--resume", "-q")[0] == 0
+    events = [json.loads(line) for line in (tmp_path / "runs" / "teacher" / "log.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["kind"] == "resume"] == [3]
     assert (tmp_path / "runs" / "teacher" / "model.safetensors").read_bytes() == weights
-    assert finished(tmp_path) == ["teacher", "student"]
+    assert finished(tmp_path) == ["whole", "teacher", "student"]
 
 
 def test_mistakes_of_all_recipes_are_found_at_once(tmp_path, make, reidcore):
@@ -98,12 +110,45 @@ def test_what_cannot_work_is_said_before_the_first_one_trains(tmp_path, make, re
     recipe = make("student", ["teacher.toml"], head={"name": "bnneck", "classifier": "cosine"})
     status, _, err = reidcore("run", recipe)
     assert status == 2
-    assert "linear logits" in err
+    assert "student: loss.0: it needs linear logits" in err
     recipe = make("student", ["teacher.toml"], train=[{"name": "folder", "root": str(tmp_path / "nothing")}])
     status, _, err = reidcore("run", recipe)
     assert status == 2
-    assert "nothing" in err
+    assert f"student: there is no folder {tmp_path / 'nothing'}" in err
+    make("teacher", train=[{"name": "folder", "root": str(tmp_path / "nowhere")}])
+    status, _, err = reidcore("run", make("student", ["teacher.toml"]))
+    assert status == 2
+    assert f"teacher: there is no folder {tmp_path / 'nowhere'}" in err
+    make("teacher", run={"name": "same"})
+    status, _, err = reidcore("run", make("student", ["teacher.toml"], run={"name": "same"}))
+    assert status == 2
+    assert "two recipes have the run folder" in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_needs_nothing(tmp_path, make, reidcore):
+    teacher = make("teacher")
+    make("middle", ["teacher.toml"])
+    recipe = make("student", ["middle.toml"])
+    assert reidcore("run", recipe, "-q")[0] == 0
+    shutil.rmtree(tmp_path / "runs" / "teacher")
+    teacher.unlink()
+    assert reidcore("run", recipe, "--resume", "-q")[0] == 0
+    assert reidcore("evaluate", tmp_path / "runs" / "student")[0] == 0
+    make("teacher")
+    assert reidcore("run", recipe, "--set", "run.name=again", "-q")[0] == 0
+    assert finished(tmp_path) == ["middle", "student", "again"]
+
+
+def test_needs_from_the_command_line_are_found_from_where_it_is_called(tmp_path, make, reidcore, monkeypatch):
+    make("teacher")
+    monkeypatch.chdir(tmp_path)
+    assert (
+        reidcore("run", make("student"), "--set", 'run.needs=["teacher.toml", "./toy/../teacher.toml"]', "-q")[0] == 0
+    )
+    assert finished(tmp_path) == ["teacher", "student"]
+    saved = tomli.loads((tmp_path / "runs" / "student" / "recipe.toml").read_text())
+    assert saved["run"]["needs"] == [str(tmp_path / "teacher.toml")] * 2
 
 
 def test_seeds_share_what_they_need(tmp_path, make, reidcore):

@@ -9,7 +9,7 @@ from attrs import evolve
 from rich.console import Console
 from rich.table import Table
 
-from reidcore.api import Finished, missing, run, run_folder
+from reidcore.api import Finished, foresee, missing, run
 from reidcore.cli import add_recipe_arguments
 from reidcore.recipe import Loaded, load_recipe
 from reidcore.reporting import make_console, metrics_table
@@ -42,9 +42,9 @@ def main(options: Namespace) -> int:
         overrides.append(f"run.output={json.dumps(options.output)}")  # as a text whatever it looks like
     loaded = load_recipe(options.recipe, overrides=overrides, plugin_files=options.plugin)
     recipes = [_seeded(loaded, seed) for seed in options.seeds] if options.seeds else [loaded]
-    for item in recipes:  # before the first one trains for hours
-        missing(item, options.resume)
-        run_folder(item, options.resume)
+    if len(recipes) > 1:
+        others = {other.folder: other for item in recipes for other in missing(item)}
+        foresee([*others.values(), *recipes], options.resume)
     finished = [
         run(item, resume=options.resume, console=make_console(stderr=True), quiet=options.quiet) for item in recipes
     ]

@@ -103,10 +103,13 @@ class Overhaul(_Taught):
         maps = self.maps or tuple(name for name in student if name.endswith(".preact") and name in taught)
         if not maps:
             raise ContractError("kd-overhaul: student and teacher have no '.preact' maps in common; name maps")
-        for name in maps:
-            if name not in student:
-                raise ContractError(f"kd-overhaul.maps: there is no map '{name}'; {offer(name, list(student))}")
         names = self.teacher_maps or maps
+        if teacher is None and names != maps:
+            raise ContractError('kd-overhaul: with teacher = "self" both have the same maps; leave teacher_maps out')
+        for key, wanted, offered in (("maps", maps, student), ("teacher_maps", names, taught)):
+            for name in wanted:
+                if name not in offered:
+                    raise ContractError(f"kd-overhaul.{key}: there is no map '{name}'; {offer(name, list(offered))}")
         if teacher is not None:
             teacher.want(names)
         channels = [(student[one].channels, taught[other].channels) for one, other in zip(maps, names, strict=True)]

@@ -71,7 +71,8 @@ def test_the_teacher_runs_once_a_batch_and_is_not_saved(folder, monkeypatch):
     monkeypatch.setattr(teacher.model, "forward", lambda *a, f=teacher.model.forward: calls.append(a) or f(*a))
     fit(run)
     assert len(calls) == run.step > 0
-    assert all(images.shape[2:] == (48, 24) for images, _ in calls)  # the student's are 32x16
+    assert all(images.shape[2:] == (48, 24) for images, _, _ in calls)  # the student's are 32x16
+    assert all(set(cameras.tolist()) <= {1, 2} for _, _, cameras in calls)
     (checkpoint,) = (loaded.folder / "checkpoints").glob("step-*")
     assert {name.split(".")[2] for name in load_state(checkpoint)["losses"]} == {"connectors"}
 
@@ -162,6 +163,29 @@ def test_overhaul_weighs_later_maps_more_and_resizes_the_teachers():
     assert same(mine, BATCH, Step(0, 0))["kd-overhaul"].item() == 0
 
 
+@torch.no_grad()
+def test_a_student_that_is_its_teacher_has_no_loss(folder):
+    run = assembled(student(folder, "equal", *EVERY, input={"height": 48, "width": 24, "workers": 0}))
+    model, losses = run.losses.terms[2].teacher.model, run.losses.terms[2:].eval()
+    losses[3].connectors = nn.ModuleList(nn.Identity() for _ in losses[3].connectors)
+    batch = next(iter(run.loaders["train"].batches(0)))
+    output = model(batch.images, run.losses.maps)
+    terms = {name: value for loss in losses for name, value in loss(output, batch, Step(0, 0)).items()}
+    assert len(terms) == 5
+    assert all(abs(value.item()) < 1e-5 for value in terms.values()), terms
+
+
+def test_cameras_are_told_where_their_numbers_mean_the_same(folder, tmp_path):
+    from reidcore.testing import toy_data
+
+    loss = {"name": "kd-pkt", "teacher": "self"}
+    averaged = assembled(student(folder, "average", EVERY[1], loss, training={"epochs": 1, "ema": 0.9}))
+    assert averaged.averaged.cameras
+    assert averaged.losses.terms[2].teacher.cameras
+    other = [{"name": "folder", "root": str(toy_data(tmp_path / "other"))}]
+    assert not assembled(student(folder, "elsewhere", EVERY[1], train=other)).losses.terms[2].teacher.cameras
+
+
 def test_the_moving_average_is_in_the_step_and_has_to_be_there():
     mine = output(0)
     assert PKT(None)(mine, BATCH, Step(0, 0, Fixed(mine)))["kd-pkt"].item() == pytest.approx(0, abs=1e-6)
@@ -203,9 +227,14 @@ def test_another_order_of_classes_is_refused(folder, tmp_path):
         (
             {"name": "kd-overhaul", "maps": ["stage4"], "teacher_maps": ["stage5"]},
             {},
-            "the trained model has no map 'stage5'; did you mean 'stage4'?",
+            "kd-overhaul.teacher_maps: there is no map 'stage5'; did you mean 'stage4'?",
         ),
         ({"name": "kd-overhaul", "maps": ["stage9"]}, {}, "kd-overhaul.maps: there is no map 'stage9'; did"),
+        (
+            {"name": "kd-overhaul", "teacher": "self", "maps": ["stage4"], "teacher_maps": ["stage3"]},
+            {"training": {"epochs": 1, "ema": 0.9}},
+            'with teacher = "self" both have the same maps',
+        ),
         ({"name": "kd-logits", "on": ["x"]}, {}, "there is no view 'x'"),
     ],
 )
