@@ -9,6 +9,9 @@ PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 demo: .venv/installed
 	$(BIN)/reidcore run examples/quickstart.toml --output runs/demo-$$(date +%Y%m%d-%H%M%S)
 
+# the tests' tensors are small: a second thread costs more than it gives
+test test-packages test-all: export OMP_NUM_THREADS = 1
+
 test: .venv/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

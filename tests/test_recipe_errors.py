@@ -83,9 +83,8 @@ ONE_MISTAKE = {
         "6: export.0.name: no exporter is called 'nowhere'; no installed plugin offers one",
     ),
     "a missing name": (
-        "[[loss]]\nweight = 1.0",
-        "5: loss.0: the key 'name' is missing; it chooses a loss: arcface, center, circle, cosface, "
-        "cross-entropy, focal, pair-circle, pair-cosface, triplet",
+        "[[metric]]\nranks = [1]",
+        "5: metric.0: the key 'name' is missing; it chooses a metric: cmc, map, minp, recall, roc",
     ),
     "a name that is no text": ("[head]\nname = 3", "6: head.name: found 3; expected the name of a head"),
     "a value where a component belongs": (
