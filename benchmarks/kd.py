@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from reidcore.assemble import build_losses, find_precision
+from reidcore.assemble import build_losses, find_precision, keep_freed_memory
 from reidcore.model import FrozenModel
 from reidcore.networks import build_model, freeze
 from reidcore.recipe import load_recipe
@@ -67,6 +67,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()
     size = options.height, options.width
+    keep_freed_memory()  # as a run does
     precision = find_precision("auto", torch.device("cpu"))
     its = recipe(options.teacher, *size, [])
     teacher = freeze(build_model(its, CLASSES), its, precision=precision)
