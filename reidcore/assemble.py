@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from reidcore.builtin.modules.transforms import Resize
-from reidcore.checkpoint import find_init
+from reidcore.checkpoint import WEIGHTS, find_init
 from reidcore.data import Loader
 from reidcore.errors import ContractError, DataError, ReidError, RunError, offer
 from reidcore.features import KeptFeatures, room_for
@@ -306,7 +306,7 @@ def _check_parts(loaded: Loaded, planned: Mapping[Path, Recipe], identities: Map
         find_init(recipe.run.init)
 
     def untrained(run: Path, weights: Path | None) -> FrozenModel:
-        if run in planned and not weights:
+        if run in planned and not weights and not (run / WEIGHTS).is_file():
             its, known = planned[run], identities.get(run)
         else:
             file, trained = find_trained(run, weights)

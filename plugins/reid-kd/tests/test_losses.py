@@ -266,3 +266,13 @@ def test_check_builds_with_a_teacher_that_is_yet_to_be_trained(folder, tmp_path)
     assert done.status == 0, done.err
     assert (tmp_path / "runs" / "teacher" / "metrics.json").is_file()
     assert (tmp_path / "runs" / "student" / "metrics.json").is_file()
+
+
+def test_other_classes_are_found_before_the_first_of_several_seeds_trains(folder):
+    taught = [*REID, {"name": "kd-logits", "teacher": str(folder / "runs" / "teacher")}]
+    sampler = {"name": "identity-balanced", "identities": 2, "instances": 2}
+    recipe = tiny_recipe(folder, loss=taught, evaluation={"holdout": 0.34}, sampler=sampler)
+    done = run_cli("run", recipe, "--seeds", "1,2")
+    assert done.status == 2
+    assert "toy-seed1: kd-logits: the classes of the student" in done.err
+    assert not (folder / "runs" / "toy-seed1").exists()
