@@ -83,7 +83,6 @@ class Run:
     loaders: Mapping[str, Loader] = field(factory=dict, init=False)
     optimizer: Any = field(default=None, init=False)
     freezer: Any = field(default=None, init=False)
-    average: Model | None = field(default=None, init=False)
     averaged: FrozenModel | None = field(default=None, init=False)
     epoch: int = field(default=0, init=False)
     batches_done: int = field(default=0, init=False)
@@ -106,6 +105,11 @@ class Run:
         """Send an event to every logger."""
         for logger in self.loggers if self.world.main else ():
             logger.log(event)
+
+    @property
+    def average(self) -> Model | None:
+        """The model of averaged weights, if they are averaged."""
+        return self.averaged.model if self.averaged else None
 
     @property
     def deployed(self) -> Model:
@@ -131,8 +135,8 @@ def prepare(run: Run) -> None:
     for group in run.optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     if run.options.ema:
-        run.average = copy.deepcopy(run.task.deploy()).requires_grad_(False).eval()
-        run.averaged = FrozenModel(run.average, None, lambda images: images, run.precision, cameras=True)
+        average = copy.deepcopy(run.task.deploy())
+        run.averaged = FrozenModel(average, None, lambda images: images, run.precision, cameras=True)
         run.averaged.want(run.losses.maps)
     run.freezer = Freezer(run.model, run.options.freeze, run.options.freeze_iterations)
 

@@ -20,7 +20,6 @@ LOADED = load_recipe(
 (TEACHER / RECIPE).write_text(fill(LOADED), encoding="utf-8")
 save_tensors(TEACHER / WEIGHTS, build_model(LOADED.recipe, CLASSES).state_dict(), {"classes": CLASSES})
 
-# the toy model pools by another name: its view is taught by the teacher's only one
 test_contract = contract(
     "kd",
     options={name: {"teacher": str(TEACHER)} for name in ("kd-logits", "kd-pkt", "kd-relational", "kd-overhaul")},
