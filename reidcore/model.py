@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class Model(nn.Module):
         self.backbone: Any = backbone
         self.aggregator: Any = aggregator
         self.heads = nn.ModuleDict(heads)  # type: ignore[arg-type]
+        self.narrow = any(shape.width == 1 < shape.height for shape in backbone.shapes.values())
         missing = [name for name in aggregator.needs if name not in backbone.shapes]
         if missing:
             raise ContractError(
@@ -54,7 +56,16 @@ class Model(nn.Module):
         return sum(self.heads[view].dim for view in self.aggregator.embed)  # type: ignore[misc]
 
     def forward(self, images: Tensor, want: Sequence[str] = (), cameras: Tensor | None = None) -> Output:
-        """(B, 3, H, W) pixel values in 0..255 -> Output with the maps named in `want`."""
+        """(B, 3, H, W) pixel values in 0..255 -> Output with the maps named in `want`.
+
+        A CPU computes maps that are one pixel wide in float32: oneDNN's bfloat16 convolutions of stride 2 with AMX
+        (3.12, of torch 2.14) read memory that nobody wrote where their result is that narrow.
+        """
+        exact = self.narrow and images.device.type == "cpu"
+        with torch.autocast("cpu", enabled=False) if exact else nullcontext():
+            return self._forward(images, want, cameras)
+
+    def _forward(self, images: Tensor, want: Sequence[str], cameras: Tensor | None) -> Output:
         names = tuple(dict.fromkeys((*self.aggregator.needs, *want)))
         maps = self.backbone(self.normalize(images), names, cameras)
         views = self.aggregator(maps)

@@ -72,6 +72,15 @@ def test_a_model_gives_the_same_kind_of_output_in_training_and_evaluation(toy_re
     assert set(model(images, want=("stage2",)).maps) == {"stage2"}
 
 
+@pytest.mark.parametrize(("width", "dtype"), [(32, torch.float32), (64, torch.bfloat16)])
+def test_maps_that_are_one_pixel_wide_are_computed_in_float32(toy_recipe, width, dtype):
+    sizes = ["input.height=64", f"input.width={width}", "backbone.last_stride=2"]
+    model = build_model(load_recipe(toy_recipe, overrides=sizes).recipe, classes=5).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = model(torch.zeros(2, 3, 64, width), ["stage4"]).maps
+    assert (maps["stage4"].dtype, maps["stage4"].shape[-1]) == (dtype, width // 32)
+
+
 def test_a_model_does_not_change_its_images(toy_recipe):
     model = build_model(load_recipe(toy_recipe).recipe, classes=5)
     images = torch.rand(2, 3, 32, 16) * 255
