@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reid_dsr.rescoring import Rescored, Rescoring
+from reid_dsr.rescoring import Rescoring
 from reidcore.retrieval import Features, Problem
 from reidcore.retrieval.postprocess import Final
 
@@ -81,11 +81,8 @@ def main() -> None:
     for name, value in (("queries", 300), ("gallery", 300), ("cells", 110), ("channels", 2048), ("repeats", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--k", type=int, help="images that a query is compared with (default: all)")
-    parser.add_argument("--product", choices=("auto", "float32", "split"), default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    if options.product != "auto":
-        Rescored._splits = options.product == "split"  # type: ignore[assignment,method-assign]
     torch.set_num_threads(options.threads)
     query = draw(options.queries, options.cells, options.channels, 0)
     gallery = draw(options.gallery, options.cells, options.channels, 1)
@@ -109,13 +106,12 @@ def main() -> None:
         best, slow = min(best, timed(ours)[0]), min(slow, timed(published)[0])
     pairs, compared = options.queries * options.gallery, options.queries * k
     wanted = found < 1  # the others are not compared
-    product = "split bfloat16" if Rescored(problem, part)._splits else "float32"
     print(
         f"{options.queries} x {options.gallery} images, {options.cells} cells of {options.channels} channels, ", end=""
     )
     print(f"{platform.machine()} CPU, {options.threads} threads")
     print(f"loop over pairs   {slow:7.1f} s  {slow / pairs * 1e3:.3f} ms a pair")
-    print(f"reid-dsr          {best:7.1f} s  {best / compared * 1e3:.3f} ms a pair, products in {product}")
+    print(f"reid-dsr          {best:7.1f} s  {best / compared * 1e3:.3f} ms a pair")
     ratio, difference = slow / pairs / (best / compared), float((found - expected)[wanted].abs().max())
     print(f"ratio {ratio:.2f} a pair, largest difference {difference:.1e}, ", end="")
     print(f"{beyond / GIB:.2f} GiB beyond the stored cells")

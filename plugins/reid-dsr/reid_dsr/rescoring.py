@@ -6,7 +6,7 @@ a query's image and of a gallery image; i: gallery images that are worked on at 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, Literal
 
@@ -165,10 +165,9 @@ class Rescored:
 
     def _compare(self, query: _Query, gallery: _Gallery) -> Tensor:
         """Return the (n, i) distances of n queries' cells from those of i gallery images."""
-        found = torch.empty(len(query.parts[0]), gallery.count, device=self._device)
+        found = torch.empty(len(query.cells), gallery.count, device=self._device)
         for rows in _slices(len(found), _ROWS):
-            products = self._product([part[rows] for part in query.parts], gallery.parts)
-            products = products.unflatten(1, (gallery.count, -1))
+            products = (query.cells[rows] @ gallery.factors).unflatten(1, (gallery.count, -1))
             if self.options.match == "best":
                 found[rows] = products.amax(2)
             else:
@@ -184,26 +183,13 @@ class Rescored:
         left = left.clamp_(min=0).sqrt_().unflatten(0, (query.count, -1))
         return (query.weights[:, :, None] * left).sum(1)
 
-    def _product(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-        """Multiply matrices that are given as the parts that their numbers are the sums of."""
-        if not self._splits:
-            return left[0] @ right[0]
-        before = torch.backends.mkldnn.matmul.fp32_precision
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-        try:
-            product = left[0] @ right[0]
-            product.addmm_(left[0], right[1])
-            return product.addmm_(left[1], right[0])  # the product of the smaller parts is below what counts
-        finally:
-            torch.backends.mkldnn.matmul.fp32_precision = before
-
     def _query(self, numbers: NDArray[np.int64]) -> _Query:
         """Load the cells of some queries."""
         cells = self._load(self.problem.query.extras["cells"][numbers]).float().flatten(0, 1)
         weights = cells.new_empty(0)
         if self.options.match == "reconstruction":
             weights = self._load(self.problem.query.extras["weights"][numbers]).float()
-        return _Query(len(numbers), cells, self._parts(cells), _inverse_lengths(cells), weights)
+        return _Query(len(numbers), cells, _inverse_lengths(cells), weights)
 
     def _gallery(self, items: slice) -> _Gallery:
         """Load the cells of some gallery images, and compute what those of queries are multiplied with.
@@ -217,59 +203,45 @@ class Rescored:
         count, filled = len(cells), -(-cells.shape[1] // _MULTIPLE) * _MULTIPLE
         if self.options.match == "best":
             again = [*range(cells.shape[1]), *[0] * (filled - cells.shape[1])]
-            return _Gallery(count, self._parts(cells[:, again].float().flatten(0, 1).T))
+            return _Gallery(count, cells[:, again].float().flatten(0, 1).T)
         gram = cells @ cells.mT
         ridge = self.options.ridge * torch.eye(cells.shape[1], dtype=gram.dtype, device=gram.device)
         factor, other = torch.linalg.cholesky(gram + ridge), torch.linalg.cholesky(gram + 2 * ridge)
         mixing = F.pad(torch.cholesky_solve(other, factor), (0, filled - cells.shape[1]))
         factors = (mixing.mT @ cells).float().flatten(0, 1).T
-        return _Gallery(count, self._parts(factors), cells, factor)
+        return _Gallery(count, factors, cells, factor)
 
     def _load(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.require(array, requirements="W")).to(self._device)
-
-    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return what numbers are the sums of: themselves, or a bfloat16 and what it leaves, which becomes another."""
-        if not self._splits:
-            return (x,)
-        high = x.bfloat16().float()
-        return high, x - high
 
     @cached_property
     def _device(self) -> torch.device:
         return torch.device(self.problem.device or "cpu")
 
     @cached_property
-    def _splits(self) -> bool:
-        """Whether three products of bfloat16 numbers, summed in float32, take less time than one of float32."""
-        return self._device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
-
-    @cached_property
     def _most(self) -> int:
         """Queries that are loaded at a time."""
         _, count, channels = self.problem.query.extras["cells"].shape
-        return max(1, QUERY_BYTES // (4 * count * channels * (3 if self._splits else 1)))
+        return max(1, QUERY_BYTES // (4 * count * channels))
 
 
 @frozen(eq=False)
 class _Query:
-    """Cells of n queries, (nN, C) float32; the parts of these numbers, 1 over their lengths, (nN,), or 0 where that is
-    0, and the (n, N) weights."""
+    """Cells of n queries, (nN, C) float32, 1 over their lengths, (nN,), 0 where that is 0, and the (n, N) weights."""
 
     count: int
     cells: Tensor
-    parts: tuple[Tensor, ...]
     scales: Tensor
     weights: Tensor
 
 
 @frozen(eq=False)
 class _Gallery:
-    """The parts of the (C, iM) numbers that queries' cells are multiplied with; the (i, M, C) float64 cells that they
-    are made of, and the (i, M, M) Cholesky factor of their regularised products."""
+    """The (C, iM) numbers that queries' cells are multiplied with; the (i, M, C) float64 cells that they are made of,
+    and the (i, M, M) Cholesky factor of their regularised products."""
 
     count: int
-    parts: tuple[Tensor, ...]
+    factors: Tensor
     cells: Tensor | None = None
     factor: Tensor | None = None
     _bases: dict[int, Tensor] = field(factory=dict, init=False)

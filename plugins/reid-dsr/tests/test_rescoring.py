@@ -85,10 +85,8 @@ def test_few_of_many_are_compared_as_all_are():
         assert (found[others] == 1).all()
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_pieces_change_nothing(monkeypatch, split):
+def test_pieces_change_nothing(monkeypatch):
     problem = make(queries=20, gallery=30)
-    monkeypatch.setattr(rescoring.Rescored, "_splits", split)
     whole = distances(problem, Rescoring(blend=1))
     monkeypatch.setattr(rescoring, "QUERY_BYTES", 3 * 9 * 48 * 4)
     monkeypatch.setattr(rescoring, "_ITEMS", 3)
@@ -98,22 +96,6 @@ def test_pieces_change_nothing(monkeypatch, split):
         found, expected = (distances(problem, Rescoring(k=k, blend=1), size) for size in (1, 1 << 29))
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(found, whole, rtol=0, atol=1e-6)
-
-
-@pytest.fixture
-def split(monkeypatch):
-    """Split products, with what hardware that multiplies bfloat16 makes of a factor."""
-    original = rescoring.Rescored._parts
-    monkeypatch.setattr(rescoring.Rescored, "_splits", True)
-    monkeypatch.setattr(
-        rescoring.Rescored, "_parts", lambda self, x: tuple(part.bfloat16().float() for part in original(self, x))
-    )
-
-
-def test_split_products_stay_within_the_tolerance(split):
-    problem = make(4, 4, 110, 110, 2048)
-    found = distances(problem, Rescoring(blend=1))
-    assert 0 < np.abs(found - least_squares(problem, 1e-3)).max() < 1e-4
 
 
 def test_an_image_reconstructs_itself_as_the_ridge_goes_to_0():
@@ -285,13 +267,6 @@ def test_little_that_is_left_is_exact_too(left):
         expected = least_squares(problem, ridge)
         assert expected.diagonal().max() < 1.2 * left
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("left", [0.02, 0.03, 0.04, 0.1])
-def test_little_that_is_left_is_within_the_tolerance_of_split_products(split, left):
-    problem = reconstructed(left)
-    found = distances(problem, Rescoring(blend=1, ridge=1e-5))
-    np.testing.assert_allclose(found, least_squares(problem, 1e-5), rtol=0, atol=1e-4)
 
 
 def test_features_and_options_that_make_no_sense_are_refused():
