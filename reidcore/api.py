@@ -129,7 +129,7 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
     taken = None
     if recipe.run.init and not (resume and checkpoints(folder)):
         taken = load_fitting(run_.model, find_init(recipe.run.init))
-    prepare(run_)
+    prepare(run_, resume)
     exporters = [part.build() for part in recipe.export]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,8 +139,9 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
     loggers: list[Logger] = [JsonLines(folder / "log.jsonl"), terminal]
     loggers += [part.build(folder) for part in recipe.logger]
     run_.loggers = loggers
+    unlabelled = f" and {len(data.targets)} of the target" if data.targets else ""
     terminal.note(
-        f"{len(data.train.samples)} images of {data.classes} identities on {run_.device}"
+        f"{len(data.train.samples)} images of {data.classes} identities{unlabelled} on {run_.device}"
         f"{' in bfloat16' if run_.precision == torch.bfloat16 else ''}; run folder {folder}"
     )
     if taken:
@@ -149,16 +150,17 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         started = f"started from {recipe.run.init}: {taken.loaded} of {here} tensors fit"
         terminal.note("\n  ".join([started, *taken.misfits()]))
     try:
-        if recipe.evaluation.before and not (folder / BEFORE).is_file():
+        if recipe.evaluation.before and not run_.step and not (folder / BEFORE).is_file():
             _write_metrics(folder / BEFORE, _evaluate(run_, evaluator, run_.model, data.tests, 0, data.holdout))
         with _interruptible(run_):
             model = fit(run_, resume)
-        save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": data.identities})
+        classes = run_.classes if run_.identities is None else list(run_.identities)
+        save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": classes})
         epoch = run_.best_epoch or run_.epoch
         keeping = _keeping(evaluator, loaded, folder)
         results = done.get(epoch) or _evaluate(run_, keeping, model, data.tests, epoch, data.holdout)
         for position, exporter in enumerate(exporters):
-            _export(loaded, position, exporter, model, data.train.samples, folder)
+            _export(loaded, position, exporter, model, data.train.samples or data.targets, folder)
         save_results(folder, results)
         _write_metrics(folder / RESULTS, results)
     finally:

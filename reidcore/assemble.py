@@ -120,7 +120,7 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
         ]
         targets = tuple(s for role, table in tables if role == "target" for s in table)
         samples = _combine([[s for s in table if s.identity != UNKNOWN] for role, table in tables if role == "source"])
-        if not samples:
+        if not samples and not targets:
             raise DataError("the [[train]] data sets hold no labelled training images")
     tests = tuple(
         Test(
@@ -272,7 +272,7 @@ def build_losses(
 
 
 def _check_cameras(model: Model, samples: Sequence[Sample]) -> None:
-    known, last = getattr(model.backbone, "cameras", 0), max(sample.camera for sample in samples)
+    known, last = getattr(model.backbone, "cameras", 0), max((sample.camera for sample in samples), default=UNKNOWN)
     if 0 < known <= last:
         raise ContractError(
             f"backbone.cameras: found {known}, which are 0 to {known - 1}, but the training images come from cameras "
@@ -464,6 +464,10 @@ class Evaluator:
             return self.kept.get(side.samples, (side.known_cameras, side.transformed_by), extras, extracted)
         return extracted(extras, room)
 
+    def extract(self, model: nn.Module, samples: Sequence[Sample]) -> Features:
+        """Return the features that a model makes of samples, whose cameras it is not told."""
+        return extract(model, samples, extras=(), **self._reading())
+
     def stream(self, model: nn.Module, samples: Sequence[Sample]) -> Iterator[NDArray[np.float32]]:
         """Yield the (B, D) embeddings of samples in order, a batch at a time."""
         for embeddings, _ in extract_batches(model, samples, **self._reading()):
@@ -543,10 +547,13 @@ def assemble(
         task=recipe.task.build(),
         train=data.train,
         targets=data.targets,
+        classes=data.classes,
+        identities=data.identities,
         make_loader=make_loader,
         make_optimizer=recipe.optimizer.build,
         make_schedule=recipe.scheduler.build,
         evaluate=score,
+        extract=make_evaluator(recipe).extract,
         options=recipe.training,
         evaluate_every=recipe.evaluation.every or int(data.holdout is not None),
         folder=folder,

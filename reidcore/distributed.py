@@ -10,7 +10,7 @@ import torch.distributed as dist
 from attrs import evolve
 from torch import Tensor
 
-from reidcore.types import Batch, Output, World
+from reidcore.types import Batch, Mixture, Output, World
 
 
 def gather_rows(x: Tensor, world: World) -> Tensor:
@@ -26,7 +26,7 @@ def gather_rows(x: Tensor, world: World) -> Tensor:
 
 
 def gather_batch(output: Output, batch: Batch, world: World) -> tuple[Output, Batch]:
-    """Return output and batch with the vectors and labels of all processes; images, maps and extras stay its own."""
+    """Return output and batch with the vectors and labels of all processes; images, maps, extras stay its own."""
 
     def every(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: gather_rows(tensor, world) for name, tensor in tensors.items()}
@@ -38,8 +38,11 @@ def gather_batch(output: Output, batch: Batch, world: World) -> tuple[Output, Ba
         after=every(output.after),
         logits=every(output.logits),
     )
-    labels, cameras, indices = (gather_rows(x, world) for x in (batch.labels, batch.cameras, batch.indices))
-    return whole, evolve(batch, labels=labels, cameras=cameras, indices=indices)
+    rows = {name: getattr(batch, name) for name in ("labels", "cameras", "indices", "groupings")}
+    gathered: dict[str, Any] = {name: gather_rows(x, world) for name, x in rows.items() if x is not None}
+    if batch.mixture is not None:
+        gathered["mixture"] = Mixture(**every({"classes": batch.mixture.classes, "shares": batch.mixture.shares}))
+    return whole, evolve(batch, **gathered)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -342,7 +342,13 @@ class Task(Protocol):
         """Look at the run before its optimizer is made; may wrap the model or add parameters."""
 
     def round(self, epoch: int, run: Any) -> Mapping[str, Stream] | None:
-        """Return what to train on from this epoch on, or None: as before. The first call must return streams."""
+        """Return what to train on from this epoch on, or None: as before.
+
+        It is called once before each epoch, and again where a run is resumed, before anything else of that process:
+        the first call, whose epoch may be any, must return streams. An epoch goes through the first of them once;
+        another begins again where it ends. A task with parameters of its own is a module, and may replace them here;
+        `run.resize` gives the model other classes. What is worth a line it logs: `run.log(kind="round", text=...)`.
+        """
 
     def losses(self, batches: Mapping[str, Batch], step: Step) -> Mapping[str, Tensor]:
         """Return the weighted terms of the objective for one batch of each stream."""
@@ -362,7 +368,10 @@ class Logger(Protocol):
     """Receives what a run reports."""
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """Take one event: a flat mapping with a "kind" of "step", "epoch" or "evaluation"."""
+        """Take one event: a flat mapping with a "kind" of "init", "resume", "step", "epoch", "round" or "evaluation".
+
+        That of a round has a "text" for people.
+        """
 
     def close(self) -> None:
         """Flush and release; called once."""

@@ -25,7 +25,7 @@ from reidcore.errors import ReidError, RunError
 from reidcore.kinds import Logger, Loss, Schedule, Task
 from reidcore.model import FrozenModel, Model
 from reidcore.options import TrainingOptions
-from reidcore.types import ALONE, Batch, Output, Sample, Step, Stream, World
+from reidcore.types import ALONE, Batch, Features, Output, Sample, Step, Stream, World
 
 SAVE_SECONDS = 300.0
 KEPT = 2
@@ -60,7 +60,10 @@ class Run:
     """A training run: its parts, its state, and what they need of each other.
 
     `evaluate` is called with the deployed model and the epoch; it logs, and returns what the best epoch is chosen by
-    (higher is better) or None when every epoch is as good as the last.
+    (higher is better) or None when every epoch is as good as the last. `extract` returns the features that a model
+    makes of images, as in an evaluation.
+
+    classes, identities: of the model's classifiers; identities is None where a class is no identity.
     """
 
     model: Model
@@ -68,10 +71,13 @@ class Run:
     task: Task
     train: Stream
     targets: Sequence[Sample]
+    classes: int
+    identities: Sequence[int] | None
     make_loader: Callable[[Stream], Loader]
     make_optimizer: Callable[[Sequence[tuple[str, nn.Parameter]]], Optimizer]
     make_schedule: Callable[[int, int], Schedule]
     evaluate: Callable[[Model, int], float | None]
+    extract: Callable[[nn.Module, Sequence[Sample]], Features]
     options: TrainingOptions
     evaluate_every: int
     folder: Path
@@ -90,6 +96,8 @@ class Run:
     best: float | None = field(default=None, init=False)
     best_epoch: int = field(default=0, init=False)
     interrupted: bool = field(default=False, init=False)
+    _begun: int = field(default=-1, init=False)
+    _unsaid: list[dict[str, Any]] | None = field(factory=list, init=False)
 
     def forward(self, batch: Batch) -> Output:
         """Return the model's output for a batch, in the run's precision, with the maps that losses need."""
@@ -102,14 +110,38 @@ class Run:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def log(self, **event: Any) -> None:
-        """Send an event to every logger."""
+        """Send an event to every logger, or keep it until the training begins."""
+        if self._unsaid is not None:
+            self._unsaid.append(event)
+            return
         for logger in self.loggers if self.world.main else ():
             logger.log(event)
+
+    def begin_to_log(self) -> None:
+        """Send what was kept until now."""
+        kept, self._unsaid = self._unsaid or [], None
+        for event in kept:
+            self.log(**event)
+
+    def resize(self, classes: int, rows: Mapping[str, Tensor] | None = None) -> None:
+        """Give the heads of the model, and of its average, classifiers of `classes` rows: (K, D) a view, or fresh ones.
+
+        The classes are no identities any more. For tasks, in `round`.
+        """
+        for model in (self.model, self.average):
+            for view, head in model.heads.items() if model else ():
+                head.resize(classes, rows and rows[view])  # type: ignore[operator]
+        self.classes, self.identities = classes, None
 
     @property
     def average(self) -> Model | None:
         """The model of averaged weights, if they are averaged."""
         return self.averaged.model if self.averaged else None
+
+    @property
+    def decay(self) -> float:
+        """What the average keeps of itself in this step: less early on, so that it does not remember the start."""
+        return min(self.options.ema, (1 + self.step) / (10 + self.step))
 
     @property
     def deployed(self) -> Model:
@@ -123,35 +155,66 @@ class Run:
         yield from (loader.sampler for loader in self.loaders.values())
 
 
-def prepare(run: Run) -> None:
-    """Build what training needs beside the model, and find what cannot work before anything is written."""
+def prepare(run: Run, resume: bool = False) -> None:
+    """Build what training needs beside the model, and find what cannot work before anything is written.
+
+    `resume` goes on from the last checkpoint, or from the start where there is none yet.
+    """
     run.task.prepare(run)
-    _use(run, run.task.round(0, run))
-    run.make_schedule(steps(run), run.options.epochs)
-    named = [item for module in (run.model, run.losses) for item in module.named_parameters()]
-    if isinstance(run.task, nn.Module):
-        named += list(run.task.named_parameters())
-    run.optimizer = run.make_optimizer([(name, value) for name, value in named if value.requires_grad])
-    for group in run.optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
     if run.options.ema:
         average = copy.deepcopy(run.task.deploy())
         run.averaged = FrozenModel(average, None, lambda images: images, run.precision, cameras=True)
         run.averaged.want(run.losses.maps)
     run.freezer = Freezer(run.model, run.options.freeze, run.options.freeze_iterations)
+    state = _restore(run) if resume else {}
+    _find_parameters(run)
+    _begin(run)
+    for number, part in enumerate(run.told()):
+        if number and str(number) in state:
+            part.load_state_dict(state[str(number)])
+
+
+def _find_parameters(run: Run) -> None:
+    """Make the optimizer of all that learns; one that is there goes on with what it knows of what is still there."""
+    former = run.optimizer
+    known = {id(value) for group in former.param_groups for value in group["params"]} if former else set()
+    named = [item for module in (run.model, run.losses) for item in module.named_parameters()]
+    if isinstance(run.task, nn.Module):
+        named += list(run.task.named_parameters())
+    named = [(name, value) for name, value in named if value.requires_grad or id(value) in known]  # or frozen for now
+    if {id(value) for _, value in named} == known:
+        return
+    run.optimizer = run.make_optimizer(named)
+    for group in run.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    if former:
+        run.optimizer.state.update({value: former.state[value] for _, value in named if value in former.state})
+
+
+def _begin(run: Run) -> None:
+    """Let the task say what the epoch is trained on."""
+    if run.epoch == run._begun:
+        return
+    if (streams := run.task.round(run.epoch, run)) is not None:
+        run.streams = streams
+        run.loaders = {name: run.make_loader(stream) for name, stream in streams.items()}
+        _find_parameters(run)
+    run._begun = run.epoch
+    run.make_schedule(steps(run), run.options.epochs)
 
 
 def fit(run: Run, resume: bool = False) -> Model:
     """Train, and return the model of the best epoch, or of the last one where none is chosen.
 
-    `resume` goes on from the last checkpoint, or from the start where there is none yet. Raises RunError when the
-    loss is not finite or when `run.interrupted` was set, and passes on what the parts raise.
+    `resume` is as in `prepare`, whose it has to be where that was called. Raises RunError when the loss is not finite
+    or when `run.interrupted` was set, and passes on what the parts raise.
     """
     if run.optimizer is None:
-        prepare(run)
+        prepare(run, resume)
     if resume:
-        _restore(run)
-        run.log(kind="resume", epoch=run.epoch, step=run.step)
+        for logger in run.loggers if run.world.main else ():
+            logger.log({"kind": "resume", "epoch": run.epoch, "step": run.step})
+    run.begin_to_log()
     try:
         while run.epoch < run.options.epochs:
             _epoch(run)
@@ -162,21 +225,22 @@ def fit(run: Run, resume: bool = False) -> Model:
         raise
     best = run.folder / "checkpoints" / "best.safetensors"
     if run.best is not None and best.is_file():
-        run.deployed.load_state_dict(load_state(best)["model"])
+        state = load_state(best)
+        _fit_classes(run, state)
+        run.deployed.load_state_dict(state["model"])
     return run.deployed
 
 
 def _epoch(run: Run) -> None:
-    _use(run, run.task.round(run.epoch, run))
+    _begin(run)
     steps_per_epoch = steps(run)
     schedule = run.make_schedule(steps_per_epoch, run.options.epochs)
     run.model.train()
     run.losses.train()
-    loaders = [loader.batches(run.epoch, run.batches_done) for loader in run.loaders.values()]
-    count = min(len(loader) for loader in run.loaders.values())
+    count = _batches(run)
     meter = _Meter(run, steps_per_epoch)
     saved = time.monotonic()
-    for batches in zip(*loaders, strict=False):
+    for batches in zip(*_flows(run), strict=False):
         position = run.batches_done % run.options.accumulate
         group_size = min(run.options.accumulate, count - (run.batches_done - position))
         if position == 0:
@@ -226,7 +290,7 @@ def _update(run: Run) -> None:
     run.optimizer.step()
     run.step += 1
     if run.average is not None:
-        _average(run.average, run.task.deploy(), run.options.ema, run.step)
+        _average(run.average, run.task.deploy(), run.decay)
     _tell(run, "after_step")
 
 
@@ -295,13 +359,27 @@ def _means(batches: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def steps(run: Run) -> int:
     """Return the number of optimizer steps an epoch."""
-    return math.ceil(min(len(loader) for loader in run.loaders.values()) / run.options.accumulate)
+    return math.ceil(_batches(run) / run.options.accumulate)
 
 
-def _use(run: Run, streams: Mapping[str, Stream] | None) -> None:
-    if streams is not None:
-        run.streams = streams
-        run.loaders = {name: run.make_loader(stream) for name, stream in streams.items()}
+def _batches(run: Run) -> int:
+    """Return the number of batches an epoch: those of the first stream."""
+    return len(next(iter(run.loaders.values())))
+
+
+def _flows(run: Run) -> Iterator[Iterator[Batch]]:
+    """Yield the batches of each stream from where the run is: the first one's epoch, and the others' without end."""
+    first, *others = run.loaders.values()
+    yield first.batches(run.epoch, run.batches_done)
+    for loader in others:
+        yield _endless(loader, run.epoch * len(first) + run.batches_done)
+
+
+def _endless(loader: Loader, start: int) -> Iterator[Batch]:
+    epoch, skip = divmod(start, len(loader))
+    while True:
+        yield from loader.batches(epoch, skip)
+        epoch, skip = epoch + 1, 0
 
 
 def _not_a_number(run: Run, what: str) -> RunError:
@@ -318,7 +396,18 @@ def _judge(run: Run) -> None:
     if score is not None and (run.best is None or score > run.best):
         run.best, run.best_epoch = score, run.epoch
         if run.world.main:
-            save_state(run.folder / "checkpoints" / "best.safetensors", {"model": run.deployed.state_dict()})
+            state = {"model": run.deployed.state_dict(), **_classes(run)}
+            save_state(run.folder / "checkpoints" / "best.safetensors", state)
+
+
+def _classes(run: Run) -> dict[str, Any]:
+    return {"classes": run.classes, "identities": run.identities is not None}
+
+
+def _fit_classes(run: Run, state: Mapping[str, Any]) -> None:
+    classes, known = state["classes"], state["identities"]
+    if classes != run.classes or (run.identities is not None and not known):
+        run.resize(classes)
 
 
 class Freezer:
@@ -347,9 +436,8 @@ class Freezer:
 
 
 @torch.no_grad()
-def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move the average towards the model. Early on it follows faster, so that it does not remember the start."""
-    decay = min(decay, (1 + step) / (10 + step))
+def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the average towards the model."""
     values = model.state_dict()
     for name, mean in average.state_dict().items():
         value = values[name]
@@ -375,6 +463,7 @@ def save(run: Run) -> None:
     }
     state = {
         "model": run.model.state_dict(),
+        **_classes(run),
         "losses": run.losses.state_dict(),
         "task": run.task.state_dict() if isinstance(run.task, nn.Module) else {},
         "parts": parts,
@@ -395,18 +484,23 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step-*.safetensors"))
 
 
-def _restore(run: Run) -> None:
+def _restore(run: Run) -> Mapping[str, Any]:
+    """Go back to the last checkpoint, if there is one; return the states of parts by their number."""
     found = checkpoints(run.folder)
     if not found:
-        return  # stopped before the first checkpoint: the beginning is where it was
+        return {}  # stopped before the first checkpoint: the beginning is where it was
     state = load_state(found[-1])
     try:
-        run.model.load_state_dict(state["model"])
-        run.losses.load_state_dict(state["losses"])
         if isinstance(run.task, nn.Module):
             run.task.load_state_dict(state["task"])
+        elif "0" in state["parts"]:
+            run.task.load_state_dict(state["parts"]["0"])  # type: ignore[attr-defined]
+        _fit_classes(run, state)
+        run.model.load_state_dict(state["model"])
+        run.losses.load_state_dict(state["losses"])
         if run.average is not None:
             run.average.load_state_dict(state["average"] or state["model"])
+        _find_parameters(run)
         options = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
         run.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(run.optimizer.param_groups, options, strict=True):
@@ -414,9 +508,6 @@ def _restore(run: Run) -> None:
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"{found[-1]} does not fit the recipe any more: {reason}; start a new run") from None
-    for number, part in enumerate(run.told()):
-        if str(number) in state["parts"]:
-            part.load_state_dict(state["parts"][str(number)])
     for parameter, slots in run.optimizer.state.items():
         for name, value in slots.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:  # the file knows no memory formats
@@ -426,3 +517,5 @@ def _restore(run: Run) -> None:
     set_random_state(state["random"], run.device)
     if run.epoch > run.options.epochs:
         raise RunError(f"{found[-1]} is of epoch {run.epoch}; training.epochs = {run.options.epochs} is less")
+    parts: Mapping[str, Any] = state["parts"]
+    return parts

@@ -109,8 +109,8 @@ class FrozenModel:
         self._maps |= dict.fromkeys(maps)
 
     def output(self, batch: Batch, step: Step) -> Output:
-        """Return what the model makes of a batch's images, computed once a step and batch."""
-        return step.once(f"frozen {id(self)} {id(batch)}", lambda: self._run(batch))
+        """Return what the model makes of a batch's images, computed once a step and images."""
+        return step.once(f"frozen {id(self)} {id(batch.images)}", lambda: self._run(batch))
 
     @torch.no_grad()
     def _run(self, batch: Batch) -> Output:

@@ -432,8 +432,6 @@ def _cross_check(recipe: Recipe, catalog: Catalog) -> list[Problem]:
     name = Path(recipe.run.name)
     if name.is_absolute() or ".." in name.parts:
         problems.append(Problem(("run", "name"), f"found '{recipe.run.name}'; expected the name of a folder"))
-    if all(entry.role == "target" for entry in recipe.train):
-        problems.append(Problem(("train", 0, "role"), "every data set is a target; expected a source"))
     return problems
 
 

@@ -105,6 +105,8 @@ class Terminal:
             covered = f"{event['covered']} of {event['queries']} queries"
             chosen = describe_chosen(event.get("chosen", {}))
             self.console.print(f"{event['test']}: {figures} ({covered}{chosen})", highlight=False, soft_wrap=True)
+        elif event["kind"] == "round":
+            self.console.print(event["text"], highlight=False, soft_wrap=True)
         elif event["kind"] == "resume":
             self.console.print(f"going on from step {event['step']}", highlight=False, soft_wrap=True)
 

@@ -76,17 +76,35 @@ class Stream:
 
 
 @frozen(eq=False)
+class Mixture:
+    """Labels that are several classes at once: (B, S) int64 classes and their (B, S) shares, whose sum is 1.
+
+    A loss over class scores is the mean over the classes, by their shares, of what it is for each.
+    """
+
+    classes: Tensor
+    shares: Tensor
+
+
+@frozen(eq=False)
 class Batch:
     """A training batch on the device.
 
     images: (B, 3, H, W) uint8 RGB; labels: (B,) int64 classes; cameras: (B,) int64;
     indices: (B,) int64 positions in the stream's samples.
+
+    Labels that are guesses may say more, which losses over class scores and over pairs heed. mixture: what is used in
+    the place of labels, but for images whose label is `UNKNOWN`; groupings: (B, G) int64 classes by G guesses,
+    `UNKNOWN` where there is none. Images are a positive pair if all guesses say so, a negative one if none does, and
+    neither else; only guesses that know both count.
     """
 
     images: Tensor
     labels: Tensor
     cameras: Tensor
     indices: Tensor
+    mixture: Mixture | None = None
+    groupings: Tensor | None = None
 
 
 @frozen
@@ -167,13 +185,14 @@ class Needs:
     """What a loss wants of the model: views, maps, a kind of logits.
 
     With `gather` it is given the vectors, logits and labels of all processes, in every one of them; maps, extras and
-    images stay those of its own.
+    images stay those of its own. `classes` says that it keeps something of each class, so that these must not change.
     """
 
     views: tuple[str, ...] = ()
     maps: tuple[str, ...] = ()
     logits: Literal["linear", "cosine"] | None = None
     gather: bool = False
+    classes: bool = False
 
 
 @frozen(eq=False)
@@ -212,7 +231,7 @@ class Frozen(Protocol):
 
     def output(self, batch: Batch, step: Step) -> Output:
         """Return what the model makes of a batch's images, which are resized to its input size; computed once a step
-        and batch however many losses ask."""
+        however many losses ask."""
 
 
 def no_frozen(run: Path, weights: Path | None) -> Frozen:

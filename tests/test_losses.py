@@ -19,7 +19,7 @@ STEP = Step(number=0, epoch=0)
 
 def output(vectors: Mapping[str, Tensor] | None = None, logits: Mapping[str, Tensor] | None = None) -> Output:
     vectors = vectors or {}
-    shifted = {view: vector + 100 * torch.arange(vector.shape[1]) for view, vector in vectors.items()}
+    shifted = {view: vector + torch.arange(vector.shape[1]) for view, vector in vectors.items()}
     return Output(embedding=torch.zeros(0), before=vectors, after=shifted, logits=logits or {})
 
 

@@ -19,7 +19,10 @@ Spread = Literal["others", "all"]
 
 
 class Classification(nn.Module):
-    """A loss that is the mean of `each` over images, averaged over the views in `on`."""
+    """A loss that is the mean of `each` over images, averaged over the views in `on`.
+
+    Of an image whose label is a mixture it is the mean over the classes by their shares.
+    """
 
     name: str
     logits: Literal["linear", "cosine"]
@@ -31,17 +34,20 @@ class Classification(nn.Module):
 
     def forward(self, output: Output, batch: Batch, step: Step) -> Mapping[str, Tensor]:
         """Return `{name: scalar}`."""
-        known = batch.labels >= 0
-        return {
-            self.name: torch.stack([self._one(output.logits[view], batch.labels, known) for view in self.on]).mean()
-        }
+        return {self.name: torch.stack([self._one(output.logits[view], batch) for view in self.on]).mean()}
 
-    def _one(self, logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    def _one(self, logits: Tensor, batch: Batch) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        known = batch.labels >= 0
         if not known.any():
             return logits.sum() * 0
         with torch.autocast(logits.device.type, enabled=False):
-            return self.each(logits[known], labels[known]).mean()
+            if batch.mixture is None:
+                return self.each(logits[known], batch.labels[known]).mean()
+            classes, shares = batch.mixture.classes[known], batch.mixture.shares[known]
+            image, place = shares.nonzero(as_tuple=True)
+            each = self.each(logits[known][image], classes[image, place])
+            return (shares[image, place] * each).sum() / len(shares)
 
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B, K) logits, (B,) classes -> (B,) losses."""

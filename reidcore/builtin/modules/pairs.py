@@ -38,14 +38,13 @@ class Pairwise(nn.Module):
     def forward(self, output: Output, batch: Batch, step: Step) -> Mapping[str, Tensor]:
         """Return `{name: scalar}`."""
         features = getattr(output, self.feature)
-        terms = [self._one(torch.cat([features[view] for view in group], 1), batch.labels) for group in self.groups]
+        positive, negative = _pairs(batch)
+        terms = [
+            self._one(torch.cat([features[view] for view in group], 1), positive, negative) for group in self.groups
+        ]
         return {self.name: torch.stack(terms).mean()}
 
-    def _one(self, x: Tensor, labels: Tensor) -> Tensor:
-        known = labels >= 0
-        same = labels[:, None] == labels[None, :]
-        positive = same & known[:, None] & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-        negative = ~same & known[:, None] & known[None, :]
+    def _one(self, x: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         anchors = positive.any(1) & negative.any(1)
         with torch.autocast(x.device.type, enabled=False):  # differences of squares need all digits
             x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -56,6 +55,16 @@ class Pairwise(nn.Module):
     def compare(self, x: Tensor, anchors: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """(B, D) embeddings, a (B,) mask of the A anchors, (A, B) masks of their positives and negatives -> scalar."""
         raise NotImplementedError
+
+
+def _pairs(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the (B, B) masks of positive and of negative pairs; see `reidcore.types.Batch`."""
+    guesses = batch.labels[:, None] if batch.groupings is None else batch.groupings
+    same = guesses[:, None] == guesses[None, :]
+    known = (guesses[:, None] >= 0) & (guesses[None, :] >= 0)
+    compared = known.any(2)
+    positive, negative = compared & (same | ~known).all(2), compared & ~(same & known).any(2)
+    return positive.fill_diagonal_(False), negative
 
 
 class Triplet(Pairwise):
@@ -161,7 +170,7 @@ class Center(nn.Module):
     def __init__(self, classes: int, on: Sequence[str], dims: Mapping[str, int], rate: float, feature: Feature) -> None:
         super().__init__()
         self.on, self.rate, self.feature = tuple(on), rate, feature
-        self.needs = Needs(views=self.on, gather=True)
+        self.needs = Needs(views=self.on, gather=True, classes=True)
         self.register_buffer("centers", torch.zeros(classes, sum(dims[view] for view in self.on)))
 
     def forward(self, output: Output, batch: Batch, step: Step) -> Mapping[str, Tensor]:

@@ -1,0 +1,451 @@
+"""The tasks: what is trained on in a round, and how.
+
+B batch, N images of the target, G granularities, K clusters of one, D the dimension of a head's output; of several
+views it is that of all of them joined.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from attrs import evolve
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from reid_mlt.clustering import Clustering, Labels, agreement, changed, quality
+from reid_mlt.transport import sinkhorn
+from reidcore.errors import ContractError, DataError, RunError
+from reidcore.types import UNKNOWN, Batch, Mixture, Output, Step, Stream
+
+if TYPE_CHECKING:
+    from reidcore.loop import Run
+    from reidcore.model import Model
+
+KEPT = 32
+"""Classes of a mixture label that are kept, those with the largest shares."""
+
+
+FEW = 16
+"""Images of a camera that have a mean of their own."""
+
+
+class _AfterNorm(nn.Module):
+    """The model, whose embedding is what its heads put out after their norms."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Output:
+        output: Output = self.model(images)
+        return evolve(output, embedding=torch.cat(list(output.after.values()), 1), extras={})
+
+
+class _Adapting(nn.Module):
+    """A model whose batch norms take the statistics of all that it is shown, in evaluation mode too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        for norm in self.norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over batches
+
+    def forward(self, images: Tensor) -> Output:
+        for norm in self.norms:
+            norm.train()
+        output: Output = self.model(images)
+        return output
+
+
+class _Relabelling:
+    """What tasks share that give the target's images labels, round by round."""
+
+    run: Run
+    clustering: Clustering
+    adapt_norm: bool
+    centre_cameras: bool
+
+    def require(self, run: Run, name: str) -> None:
+        """Keep the run. Raises RunError for one without target images, ContractError for losses that do not fit."""
+        if not run.targets:
+            raise RunError(
+                f'the task "{name}" learns from images without labels; write role = "target" in their [[train]]'
+            )
+        for position, loss in enumerate(run.losses.terms):
+            if loss.needs.classes:
+                raise ContractError(
+                    f"loss.{position}: it keeps something of each identity, and clusters are not the same in another "
+                    f'round; the task "{name}" cannot use it'
+                )
+        self.run = run
+
+    def dims(self) -> list[int]:
+        """Return the dimension of each view."""
+        return [int(head.dim) for head in self.run.model.heads.values()]  # type: ignore[arg-type]
+
+    def features(self, first: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the target's features by the averaged model, (N, D) of length 1, and what is compared of them.
+
+        The `first` ones are by a model whose norm layers have statistics of the target (Li et al. 2016), if the task
+        adapts norms.
+        """
+        model: nn.Module = _AfterNorm(self.run.deployed)
+        if first and self.adapt_norm:
+            model = copy.deepcopy(model)
+            self.run.extract(
+                _Adapting(model),
+                [self.run.targets[row] for row in np.random.default_rng(0).permutation(len(self.run.targets))],
+            )
+        x = self._unit(np.asarray(self.run.extract(model, self.run.targets).embeddings, np.float32))
+        cameras = np.array([sample.camera for sample in self.run.targets])
+        return x, self._unit(without_cameras(x, cameras)) if self.centre_cameras else x
+
+    def _unit(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        views = np.split(x, np.cumsum(self.dims())[:-1], axis=1)
+        return np.concatenate([_unit(view) for view in views], axis=1) / np.float32(len(views) ** 0.5)
+
+    def fits(self, labels: Labels) -> str:
+        """Return why images with these labels cannot be trained on, or nothing."""
+        if labels.max(initial=UNKNOWN) < 1:
+            return "they collapsed into one cluster" if labels.max(initial=UNKNOWN) == 0 else "no image is in a cluster"
+        try:
+            self.run.make_loader(Stream(self.run.targets, labels))
+        except DataError as error:
+            return str(error)
+        return ""
+
+    def useless(self, problem: str) -> RunError:
+        """Return the error of a run whose first clusters cannot be trained on."""
+        sizes = ", ".join(map(str, self.clustering.sizes))
+        return RunError(
+            f"the target's images have no clusters to begin with ({self.clustering.method} with {sizes}): {problem}; "
+            "choose other sizes in [task], or start from a model that was trained on a source (run.init)"
+        )
+
+    def report(self, groupings: Sequence[Labels], before: Labels | None, note: str) -> None:
+        """Log what the round's labels are, and how much they differ from those before."""
+        main = groupings[len(groupings) // 2]
+        found: dict[str, Any] = {
+            "clusters": [len(np.unique(labels[labels >= 0])) for labels in groupings],
+            "outliers": float(np.mean(main < 0)),
+            "changed": None if before is None else changed(before, main),
+            "agreement": agreement(groupings),
+        }
+        found |= quality(main, np.array([sample.identity for sample in self.run.targets]))
+        text = f"labels of epoch {self.run.epoch + 1}: {', '.join(map(str, found['clusters']))} clusters"
+        text += f", {found['outliers']:.1%} outliers"
+        text += "" if before is None else f", {found['changed']:.1%} changed"
+        text += f", agreement {found['agreement']:.2f}" if len(groupings) > 1 else ""
+        text += f" (in truth: AMI {found['ami']:.2f}, purity {found['purity']:.2f})" if "ami" in found else ""
+        # those of the first step that learns from them, so that a resumed run does not say it twice
+        self.run.log(kind="round", epoch=self.run.epoch + 1, step=self.run.step + 1, text=text + note, **found)
+
+
+class ClusterAndTrain(_Relabelling):
+    """Each round clusters the target's images and takes the clusters for identities (Fan et al. 2018).
+
+    The model's classifiers are replaced by the clusters' centres. Images of the source are not used.
+    """
+
+    def __init__(
+        self, clustering: Clustering, every: int, *, adapt_norm: bool = True, centre_cameras: bool = True
+    ) -> None:
+        self.clustering, self.every = clustering, every
+        self.adapt_norm, self.centre_cameras = adapt_norm, centre_cameras
+        self.labels: Labels | None = None
+        self.made = -1  # the epoch that the labels were made before
+
+    def prepare(self, run: Run) -> None:
+        """Keep the run. Raises RunError for one without target images, ContractError for losses that do not fit."""
+        self.require(run, "cluster-and-train")
+
+    def round(self, epoch: int, run: Run) -> Mapping[str, Stream] | None:
+        """Return the target's images with their clusters. Raises RunError where there are none at first."""
+        if self.labels is None or (epoch % self.every == 0 and self.made != epoch):
+            self._cluster(epoch)
+        elif run.streams:
+            return None
+        assert self.labels is not None
+        return {"target": Stream(run.targets, self.labels)}
+
+    def _cluster(self, epoch: int) -> None:
+        x, compared = self.features(self.labels is None)
+        (labels,) = self.clustering(compared, seed(epoch))
+        before, self.made = self.labels, epoch
+        if problem := self.fits(labels):
+            if before is None:
+                raise self.useless(problem)
+            self.report([before], before, f"; kept, since of the new ones {problem}")
+            return
+        self.labels = labels
+        rows = torch.from_numpy(centres(x, labels, self.dims())).split(self.dims(), 1)
+        self.run.resize(int(labels.max()) + 1, dict(zip(self.run.model.heads, rows, strict=True)))
+        self.report([labels], before, "")
+
+    def losses(self, batches: Mapping[str, Batch], step: Step) -> Mapping[str, Tensor]:
+        """Return the recipe's losses of the clusters."""
+        batch = batches["target"]
+        with self.run.autocast():
+            output: Output = self.run.model(batch.images, self.run.losses.maps)
+        losses: dict[str, Tensor] = self.run.losses(output, batch, step)
+        return losses
+
+    def deploy(self) -> Model:
+        """Return the trained model."""
+        return self.run.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the labels, and the epoch that they were made before."""
+        return {"labels": None if self.labels is None else torch.from_numpy(self.labels), "made": self.made}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the labels of a run that is resumed."""
+        self.labels, self.made = None if state["labels"] is None else state["labels"].numpy(), state["made"]
+
+
+class Granularity(nn.Module):
+    """One clustering of the target, its classifier, and what transport makes of it.
+
+    rows: (K, D), the classifier; averaged: their moving average; clusters: (N,) as they were found; labels: (N,) the
+    refined ones; classes, shares: (N, S) the mixture labels. Images without a cluster are `UNKNOWN`, with shares of 0.
+    """
+
+    def __init__(self, rows: Tensor, clusters: Tensor) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(rows.clone())
+        kept = min(KEPT, len(rows))
+        self.averaged: Tensor
+        self.clusters: Tensor
+        self.labels: Tensor
+        self.classes: Tensor
+        self.shares: Tensor
+        self.register_buffer("averaged", rows.clone())
+        self.register_buffer("clusters", clusters)
+        self.register_buffer("labels", clusters.clone())
+        self.register_buffer("classes", clusters.new_zeros(len(clusters), kept))
+        self.register_buffer("shares", rows.new_zeros(len(clusters), kept))
+
+    @torch.no_grad()
+    def refine(
+        self, x: Tensor, *, sharpness: float, uniform: float, cluster_share: float, transport_share: float
+    ) -> float:
+        """Mix the labels anew, by (N, D) features of length 1; return how far the transport was from its marginal.
+
+        For scores s, the cosines of features and averaged rows, the label of an image is cluster_share times its
+        cluster, transport_share times its row of the plan, and for what is left softmax(sharpness s).
+        """
+        known = self.clusters >= 0
+        clusters = self.clusters[known]
+        count, classes = len(clusters), len(self.averaged)
+        scores = x[known] @ F.normalize(self.averaged).T
+        sizes = torch.bincount(clusters, minlength=classes) / count
+        plan = sinkhorn(scores, uniform / classes + (1 - uniform) * sizes, sharpness=sharpness)
+        mixture = (sharpness * scores).softmax(1).mul_(1 - cluster_share - transport_share)
+        mixture += transport_share * plan.shares
+        mixture[torch.arange(count, device=x.device), clusters] += cluster_share
+        shares, self.classes[known] = mixture.topk(self.classes.shape[1], dim=1)
+        self.shares[known] = shares / shares.sum(1, keepdim=True)
+        self.labels[known] = self.classes[known, 0]
+        return plan.error
+
+    def follow(self, decay: float) -> None:
+        """Move the average towards the rows."""
+        self.averaged.lerp_(self.rows.detach(), 1 - decay)
+
+
+class MixtureLabelTransport(_Relabelling, nn.Module):
+    """Clusters at several granularities, whose labels optimal transport refines before every epoch (paper, Figure 7).
+
+    Each granularity has a classifier of its own over the same embedding. Labels are mixtures of the cluster, of the
+    label that transport assigns, with classes of the marginal's sizes, and of the averaged model's prediction. Losses
+    over class scores are averaged over granularities; those over pairs take pairs as positive or negative that all
+    granularities agree about. Images of the source, if there are any, are trained on with their own labels.
+
+    See `Granularity.refine` for the shares; source_weight: weight of the source's losses; domain_norm: whether the
+    source's images have batch norms of their own.
+    """
+
+    def __init__(
+        self,
+        clustering: Clustering,
+        *,
+        every: int,
+        adapt_norm: bool = True,
+        centre_cameras: bool = True,
+        sharpness: float = 25.0,
+        uniform: float = 1.0,
+        cluster_share: float = 0.3,
+        transport_share: float = 0.5,
+        source_weight: float = 1.0,
+        domain_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.clustering, self.every = clustering, every
+        self.adapt_norm, self.centre_cameras = adapt_norm, centre_cameras
+        self.mixing = {
+            "sharpness": sharpness,
+            "uniform": uniform,
+            "cluster_share": cluster_share,
+            "transport_share": transport_share,
+        }
+        self.source_weight, self.domain_norm = source_weight, domain_norm
+        self.granularities: Any = nn.ModuleList()
+        self.norms: Any = nn.ModuleList()
+        self.norm_names: list[str] = []
+        self.made: Tensor
+        self.refined: Tensor
+        self.register_buffer("made", torch.tensor(-1))  # the epochs that clusters and labels were made before
+        self.register_buffer("refined", torch.tensor(-1))
+
+    def prepare(self, run: Run) -> None:
+        """Keep the run, and copy the norm layers for the source.
+
+        Raises RunError for one without target images, ContractError for losses that do not fit.
+        """
+        self.require(run, "mlt")
+        if not run.train.samples:
+            self.source_weight = 0.0
+        if self.source_weight and self.domain_norm:
+            named = [(name, module) for name, module in run.model.named_modules() if isinstance(module, _BatchNorm)]
+            self.norm_names = [name for name, _ in named]
+            self.norms.extend(copy.deepcopy(module) for _, module in named)
+
+    def round(self, epoch: int, run: Run) -> Mapping[str, Stream] | None:
+        """Return the target's images with their labels, and the source's. Raises RunError without clusters at first."""
+        if self.refined != epoch:
+            before = self._labels() if self.granularities else None
+            x, compared = self.features(not before)
+            note = self._cluster(epoch, x, compared) if not before or epoch % self.every == 0 else ""
+            features = torch.from_numpy(compared).to(run.device)
+            errors = [granularity.refine(features, **self.mixing) for granularity in self.granularities]
+            if max(errors) > 0.05:
+                note += f"; transport stopped {max(errors):.0%} off its marginal"
+            self.refined.fill_(epoch)
+            self.report(self._labels(), before and before[len(before) // 2], note)
+        elif run.streams:
+            return None
+        labels = self._labels()
+        streams = {"target": Stream(run.targets, labels[len(labels) // 2])}
+        return streams | ({"source": run.train} if self.source_weight else {})
+
+    def _cluster(self, epoch: int, x: NDArray[np.float32], compared: NDArray[np.float32]) -> str:
+        """Replace the granularities, but for those that collapsed; return what is to be said of it."""
+        found = self.clustering(compared, seed(epoch))
+        problems = [self.fits(labels) for labels in found]
+        self.made.fill_(epoch)
+        if all(problems):
+            if not self.granularities:
+                raise self.useless(problems[0])
+            return f"; clusters are the former ones, since of the new ones {problems[0]}"
+        fresh = nn.ModuleList()
+        for labels, problem in zip(found, problems, strict=True):
+            if not problem:
+                rows = torch.from_numpy(centres(x, labels, self.dims())).to(self.run.device)
+                fresh.append(Granularity(rows, torch.from_numpy(labels).to(self.run.device)))
+        self.granularities = fresh
+        left_out = [problem for problem in problems if problem]
+        return f"; {len(left_out)} of {len(found)} granularities left out: {left_out[0]}" if left_out else ""
+
+    def _labels(self) -> list[Labels]:
+        return [granularity.labels.cpu().numpy() for granularity in self.granularities]
+
+    def losses(self, batches: Mapping[str, Batch], step: Step) -> Mapping[str, Tensor]:
+        """Return the recipe's losses, averaged over granularities, and those of the source."""
+        batch, index = batches["target"], batches["target"].indices.to(self.run.device)
+        groupings = torch.stack([granularity.labels[index] for granularity in self.granularities], 1)
+        seen = []  # held, since what a step computes once is known by its batch
+        losses: dict[str, Tensor] = {}
+        with self.run.autocast():
+            output: Output = self.run.model(batch.images, self.run.losses.maps)
+        for granularity in self.granularities:
+            with self.run.autocast():
+                logits = self._logits(output, granularity.rows)
+            seen.append(
+                evolve(
+                    batch,
+                    labels=granularity.labels[index],
+                    mixture=Mixture(granularity.classes[index], granularity.shares[index]),
+                    groupings=groupings,
+                )
+            )
+            for name, value in self.run.losses(evolve(output, logits=logits), seen[-1], step).items():
+                losses[name] = losses.get(name, 0) + value / len(self.granularities)
+        if self.source_weight:
+            source = batches["source"]
+            for name, value in self.run.losses(self._of_source(source), source, step).items():
+                losses[f"source-{name}"] = self.source_weight * value
+        return losses
+
+    def _logits(self, output: Output, rows: Tensor) -> dict[str, Tensor]:
+        logits = {}
+        for (view, head), part in zip(self.run.model.heads.items(), rows.split(self.dims(), 1), strict=True):
+            x = output.after[view]
+            if head.logits == "cosine":
+                with torch.autocast(x.device.type, enabled=False):
+                    logits[view] = F.linear(F.normalize(x.float()), F.normalize(part))
+            else:
+                logits[view] = F.linear(x, part)
+        return logits
+
+    def _of_source(self, batch: Batch) -> Output:
+        """Return the model's output for the source's images, by the source's norms."""
+        tensors = {
+            f"{name}.{key}": value
+            for name, norm in zip(self.norm_names, self.norms, strict=True)
+            for key, value in (*norm.named_parameters(), *norm.named_buffers())
+        }
+        with self.run.autocast():
+            arguments = (batch.images, self.run.losses.maps, batch.cameras)
+            output: Output = functional_call(self.run.model, tensors, arguments)
+        return output
+
+    def after_step(self, run: Run) -> None:
+        """Let the averages of the classifiers follow."""
+        for granularity in self.granularities:
+            granularity.follow(run.decay)
+
+    def deploy(self) -> Model:
+        """Return the trained model, whose classifiers are the source's."""
+        return self.run.model
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take up the granularities of a run that is resumed, however many clusters they have."""
+        count = len({name.split(".")[1] for name in state if name.startswith("granularities.")})
+        saved = [(state[f"granularities.{g}.rows"], state[f"granularities.{g}.clusters"]) for g in range(count)]
+        device = self.made.device
+        self.granularities = nn.ModuleList(Granularity(*(x.to(device) for x in tensors)) for tensors in saved)
+        return super().load_state_dict(state, strict, assign)
+
+
+def seed(epoch: int) -> int:
+    """Return the seed of a round's clustering, another one for another run's seed."""
+    return torch.initial_seed() + epoch
+
+
+def without_cameras(x: NDArray[np.float32], cameras: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return (N, D) features less the mean of those by the same camera, or of all where it took fewer than 16."""
+    centred = x - x.mean(axis=0)
+    for camera in np.unique(cameras):
+        if (taken := cameras == camera).sum() >= FEW:
+            centred[taken] -= centred[taken].mean(axis=0)
+    return centred
+
+
+def centres(x: NDArray[np.float32], labels: Labels, dims: Sequence[int]) -> NDArray[np.float32]:
+    """Return the means of the (N, D) features of each cluster, (K, D), each view of length 1."""
+    sums = np.zeros((int(labels.max()) + 1, x.shape[1]), np.float32)
+    np.add.at(sums, labels[labels >= 0], x[labels >= 0])
+    return np.concatenate([_unit(view) for view in np.split(sums, np.cumsum(dims)[:-1], axis=1)], axis=1)
+
+
+def _unit(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
