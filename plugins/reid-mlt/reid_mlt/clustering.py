@@ -20,7 +20,7 @@ from reidcore.types import UNKNOWN
 Method = Literal["kmeans", "dbscan", "hdbscan"]
 Labels = NDArray[np.int64]
 
-_ITERATIONS = 300
+_ITERATIONS, _TRIES = 50, 4
 _FARTHEST = 1.0  # the Jaccard distance of images that share no neighbour
 _NEAREST = 1e-6  # in graphs whose edges vanish at 0
 
@@ -59,7 +59,8 @@ def _kmeans(x: NDArray[np.float32], clusters: int, seed: int) -> Labels:
         raise RunError(f"k-means was to make {clusters} clusters of {len(x)} images; lower task.clusters")
     # all images count, and none is said to be too few
     options = {"min_points_per_centroid": 1, "max_points_per_centroid": len(x)}
-    options |= {"niter": _ITERATIONS, "seed": seed % 2**31, "init_method": faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS}
+    options |= {"niter": _ITERATIONS, "nredo": _TRIES, "seed": seed % 2**31}
+    options["init_method"] = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     means = faiss.Kmeans(x.shape[1], clusters, **options)
     means.train(x)
     labels: Labels = means.index.search(x, 1)[1][:, 0]
@@ -118,7 +119,7 @@ def changed(before: Labels, after: Labels) -> float:
     from scipy.optimize import linear_sum_assignment
 
     both = (before >= 0) & (after >= 0)
-    table = _table(before[both], after[both]).toarray()
+    table = _table(before[both], after[both]).toarray() if both.any() else np.zeros((0, 0))
     same = table[linear_sum_assignment(table, maximize=True)].sum() + np.sum((before < 0) & (after < 0))
     return float(1 - same / len(before))
 
