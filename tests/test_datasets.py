@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reidcore.builtin.modules.datasets import csv_table, folder, market1501
+from reidcore.builtin.modules.datasets import csv_table, dukemtmc, folder, market1501, msmt17
 from reidcore.errors import DataError
 from reidcore.types import UNKNOWN, Sample, Splits
 
@@ -155,6 +155,76 @@ def test_a_missing_folder_of_market1501_is_named(tmp_path: Path, name: str) -> N
 def test_a_name_of_another_form_in_market1501_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the form <identity>_c<camera>s<sequence>_<frame>: 0001_c1_0\.jpg;"):
         market1501(tree(tmp_path, [*MARKET, "query/0001_c1_0.jpg"]))
+
+
+DUKE = [
+    "bounding_box_train/0002_c1_f0044158.jpg",
+    "bounding_box_train/0002_c8_f0044158.jpg",
+    "query/0005_c2_f0046985.jpg",
+    "bounding_box_test/0005_c4_f0046985.jpg",
+    "bounding_box_test/0006_c4_f0056985.jpg",
+    "bounding_box_test/Thumbs.db",
+]
+
+
+def test_dukemtmc_is_read_by_its_names(tmp_path: Path) -> None:
+    splits = dukemtmc(tree(tmp_path, DUKE))
+    assert listed(splits.train) == [("0002_c1_f0044158.jpg", 2, 1), ("0002_c8_f0044158.jpg", 2, 8)]
+    assert listed(splits.query) == [("0005_c2_f0046985.jpg", 5, 2)]
+    assert listed(splits.gallery) == [("0005_c4_f0046985.jpg", 5, 4), ("0006_c4_f0056985.jpg", 6, 4)]
+    assert splits.notes[0] == f"{tmp_path}: found 2 train images; published 16522"
+    with pytest.raises(DataError, match=r"have the form <identity>_c<camera>_f<frame>: 0001_c1s1_000\.jpg"):
+        dukemtmc(tree(tmp_path, [*DUKE, "query/0001_c1s1_000.jpg"]))
+
+
+LISTS = {
+    "train": "0000/0000_000_01_0303morning_0008_0.jpg 0\n0001/0001_002_15_0113noon_1128_2_ex.jpg 1\n",
+    "val": "0001/0001_003_02_0113noon_1128_2.jpg 1\n\n",
+    "query": "0000/0000_000_05_0303morning_0032_1.jpg 0\n",
+    "gallery": "0000/0000_001_14_0303morning_0032_1.jpg 0\n0007/0007_001_14_0303noon_0032_1.jpg 7\n",
+}
+
+
+def write_lists(root: Path, folders: Sequence[str]) -> Path:
+    for folder in folders:
+        (root / folder).mkdir(parents=True)
+    for name, text in LISTS.items():
+        (root / f"list_{name}.txt").write_text(text)
+    return root
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
+def test_msmt17_is_read_by_its_lists(tmp_path: Path, folders: Sequence[str]) -> None:
+    root = write_lists(tmp_path, folders)
+    splits = msmt17(root)
+    names = ["0000_000_01_0303morning_0008_0.jpg", "0001_002_15_0113noon_1128_2_ex.jpg"]
+    assert listed(splits.train) == [(names[0], 0, 1), (names[1], 1, 15)]
+    assert splits.train[0].image == root / folders[0] / "0000" / names[0]
+    assert listed(splits.query) == [("0000_000_05_0303morning_0032_1.jpg", 2, 5)]  # after those of training
+    assert [(sample.identity, sample.camera) for sample in splits.gallery] == [(2, 14), (9, 14)]
+    assert splits.gallery[1].image == root / folders[1] / "0007" / "0007_001_14_0303noon_0032_1.jpg"
+    assert [note.rpartition("; ")[2] for note in splits.notes] == ["published 30248", "published 11659", "published 82161"]
+    more = msmt17(root, validation=True)
+    assert listed(more.train) == [*listed(splits.train), ("0001_003_02_0113noon_1128_2.jpg", 1, 2)]
+    assert more.notes[0].endswith("published 32621")
+
+
+def test_what_is_wrong_with_msmt17_is_named(tmp_path: Path) -> None:
+    root = write_lists(tmp_path, ("train",))
+    with pytest.raises(DataError, match=f"there is no folder {root / 'test'}; expected train/, test/ "):
+        msmt17(root)
+    (root / "test").mkdir()
+    (root / "list_query.txt").write_text("0000/0000_000_05_1.jpg 0\nnonsense\n0000/a_b_05_1.jpg 0\n")
+    with pytest.raises(DataError) as caught:
+        msmt17(root)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(";")[0] for line in lines] == [
+        f"{root / 'list_query.txt'}:2: found 'nonsense'",
+        f"{root / 'list_query.txt'}:3: found '0000/a_b_05_1.jpg 0'",
+    ]
+    (root / "list_query.txt").unlink()
+    with pytest.raises(DataError, match=f"cannot read {root / 'list_query.txt'}: No such file"):
+        msmt17(root)
 
 
 def test_a_table_gives_paths_relative_to_its_folder(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from reidcore.loop import fit, prepare
 from reidcore.recipe import load_recipe
 
 FOLDER = Path(__file__).parent.parent / "examples"
-EXAMPLES = [*sorted(FOLDER.glob("*.toml")), *sorted((FOLDER / "ablation").glob("*.toml"))]
+FILES = ("*.toml", "ablation/*.toml", "mlt/*.toml")
+EXAMPLES = [file for pattern in FILES for file in sorted(FOLDER.glob(pattern))]
 
 
 def require_plugins(recipe):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
@@ -11,8 +11,8 @@ from reidcore import Component, hookimpl
 from reidcore.component import option
 
 if TYPE_CHECKING:
+    from reid_mlt import tasks
     from reid_mlt.clustering import Clustering
-    from reid_mlt.tasks import ClusterAndTrain, MixtureLabelTransport
 
 
 @frozen(kw_only=True)
@@ -29,7 +29,7 @@ class _Relabelling:
     k1: int = option(20, help="neighbours in the Jaccard distance that densities are measured with", at_least=1)
     k2: int = option(6, help="images whose neighbourhoods are averaged in it", at_least=1)
 
-    def clusters_by(self, sizes: dict[str, Sequence[float]]) -> Clustering:
+    def clusters_by(self, sizes: Mapping[str, Sequence[float]]) -> Clustering:
         from reid_mlt.clustering import Clustering
 
         return Clustering(self.clustering, sizes[self.clustering], self.min_samples, self.k1, self.k2)
@@ -42,15 +42,15 @@ class MLT(_Relabelling):
     clusters: tuple[int, ...] = option((), help="of k-means, one number a granularity", at_least=2)
     radii: tuple[float, ...] = option((0.45, 0.5, 0.55), help="of DBSCAN, one a granularity", above=0, below=1)
     smallest: tuple[int, ...] = option((4, 6, 8), help="images in a cluster of HDBSCAN, one a granularity", at_least=2)
-    sharpness: float = option(25.0, help="factor on cosines in transport and predictions", above=0)
+    sharpness: float = option(15.0, help="factor on cosines in transport and predictions", above=0)
     uniform: float = option(
-        1.0, help="what transport makes of the clusters' sizes: 1 makes them equal, 0 keeps them", at_least=0, at_most=1
+        0.0, help="what transport makes of the clusters' sizes: 1 makes them equal, 0 keeps them", at_least=0, at_most=1
     )
     cluster_share: float = option(0.3, help="of the clusters themselves in a mixture label", at_least=0, at_most=1)
     transport_share: float = option(
         0.5, help="of the transported label in it; what is left is the teacher's prediction", at_least=0, at_most=1
     )
-    source_weight: float = option(1.0, help="of the losses on labelled images; 0: the target alone", at_least=0)
+    source_weight: float = option(0.3, help="of the losses on labelled images; 0: the target alone", at_least=0)
     domain_norm: bool = option(True, help="norm layers of their own for the source's images")
 
     def __attrs_post_init__(self) -> None:
@@ -63,7 +63,7 @@ class MLT(_Relabelling):
         if not getattr(self, name):
             raise ValueError(f"{name}: found none; clustering = '{self.clustering}' needs one for each granularity")
 
-    def build(self) -> MixtureLabelTransport:
+    def build(self) -> tasks.MixtureLabelTransport:
         from reid_mlt.tasks import MixtureLabelTransport
 
         return MixtureLabelTransport(
@@ -92,10 +92,10 @@ class ClusterAndTrain(_Relabelling):
         if self.clustering == "kmeans" and self.clusters is None:
             raise ValueError("clusters: found none; clustering = 'kmeans' needs their number")
 
-    def build(self) -> ClusterAndTrain:
+    def build(self) -> tasks.ClusterAndTrain:
         from reid_mlt.tasks import ClusterAndTrain
 
-        sizes = {"kmeans": (self.clusters or 0,), "dbscan": (self.radius,), "hdbscan": (self.smallest,)}
+        sizes = {"kmeans": [self.clusters or 0], "dbscan": [self.radius], "hdbscan": [self.smallest]}
         return ClusterAndTrain(
             self.clusters_by(sizes), self.every, adapt_norm=self.adapt_norm, centre_cameras=self.centre_cameras
         )

@@ -111,7 +111,9 @@ class _Relabelling:
 
     def _unit(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         views = np.split(x, np.cumsum(self.dims())[:-1], axis=1)
-        return np.concatenate([_unit(view) for view in views], axis=1) / np.float32(len(views) ** 0.5)
+        joined: NDArray[np.float32] = np.concatenate([_unit(view) for view in views], axis=1)
+        joined /= len(views) ** 0.5
+        return joined
 
     def fits(self, labels: Labels) -> str:
         """Return why images with these labels cannot be trained on, or nothing."""
@@ -281,11 +283,11 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
         every: int,
         adapt_norm: bool = True,
         centre_cameras: bool = True,
-        sharpness: float = 25.0,
-        uniform: float = 1.0,
+        sharpness: float = 15.0,
+        uniform: float = 0.0,
         cluster_share: float = 0.3,
         transport_share: float = 0.5,
-        source_weight: float = 1.0,
+        source_weight: float = 0.3,
         domain_norm: bool = True,
     ) -> None:
         super().__init__()
@@ -330,7 +332,7 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
             if max(errors) > 0.05:
                 note += f"; transport stopped {max(errors):.0%} off its marginal"
             self.refined.fill_(epoch)
-            self.report(self._labels(), before and before[len(before) // 2], note)
+            self.report(self._labels(), before[len(before) // 2] if before else None, note)
         elif run.streams:
             return None
         labels = self._labels()

@@ -14,6 +14,8 @@ from reidcore.types import UNKNOWN, Sample, Splits
 
 _FOLDER = re.compile(r"(-?\d{1,18})_c(\d{1,18})(?:_.*)?")
 _MARKET = re.compile(r"(-?\d+)_c(\d)s\d+_.*")
+_DUKE = re.compile(r"(-?\d+)_c(\d)_f\d+")
+_MSMT = re.compile(r"((?:.*/)?\d+_\d+_(\d+)_[^/]*) (\d+)")
 _SPLITS = ("train", "query", "gallery")
 
 
@@ -37,22 +39,72 @@ def market1501(root: Path) -> Splits:
 
     Raises DataError when a folder is missing; notes a count that is not the published one.
     """
-    layout = "bounding_box_train/, query/ and bounding_box_test/ of Market-1501-v15.09.15"
+    form = (_MARKET, "<identity>_c<camera>s<sequence>_<frame>")
+    return _bounding_boxes(root, "Market-1501-v15.09.15", form, (12936, 3368, 15913))
+
+
+def dukemtmc(root: Path) -> Splits:
+    """Read DukeMTMC-reID. Raises DataError when a folder is missing; notes a count that is not the published one."""
+    return _bounding_boxes(root, "DukeMTMC-reID", (_DUKE, "<identity>_c<camera>_f<frame>"), (16522, 2228, 17661))
+
+
+def _bounding_boxes(
+    root: Path, name: str, form: tuple[re.Pattern[str], str], published: tuple[int, int, int]
+) -> Splits:
+    layout = f"bounding_box_train/, query/ and bounding_box_test/ of {name}"
     _require_folder(root, layout)
-    parts = {}
-    folders = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-    for split, name in folders.items():
-        _require_folder(root / name, layout)
-        samples = _read(root / name, _MARKET, "<identity>_c<camera>s<sequence>_<frame>")
-        kept = tuple(sample for sample in samples if sample.identity != UNKNOWN)
-        parts[split] = kept
-    published = {"train": 12936, "query": 3368, "gallery": 15913}
-    notes = [
-        f"{root}: found {len(parts[split])} {split} images; published {count}"
-        for split, count in published.items()
-        if len(parts[split]) != count
+    parts = []
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        _require_folder(root / folder, layout)
+        samples = _read(root / folder, *form)
+        parts.append(tuple(sample for sample in samples if sample.identity != UNKNOWN))
+    train, query, gallery = parts
+    return Splits(train, query, gallery, _unlike(root, parts, published))
+
+
+def _unlike(root: Path, parts: Sequence[Sequence[Sample]], published: Sequence[int]) -> list[str]:
+    return [
+        f"{root}: found {len(part)} {split} images; published {count}"
+        for split, part, count in zip(_SPLITS, parts, published, strict=True)
+        if len(part) != count
     ]
-    return Splits(parts["train"], parts["query"], parts["gallery"], notes)
+
+
+def msmt17(root: Path, validation: bool = False) -> Splits:
+    """Read MSMT17 in its first or second version, by its lists; with `validation` that list is trained on too.
+
+    Test identities, which the lists count from 0 again, follow those of training. Raises DataError when a folder or a
+    list is missing, and with all faulty lines; notes a count that is not the published one.
+    """
+    layout = "train/, test/ (or mask_train_v2/, mask_test_v2/) and list_train.txt, list_val.txt, list_query.txt, "
+    _require_folder(root, layout + "list_gallery.txt of MSMT17")
+    folders = ("mask_train_v2", "mask_test_v2") if (root / "mask_train_v2").is_dir() else ("train", "test")
+    for folder in folders:
+        _require_folder(root / folder, layout + "list_gallery.txt of MSMT17")
+    train, more = (_read_list(root / f"list_{name}.txt", root / folders[0]) for name in ("train", "val"))
+    first = 1 + max((sample.identity for sample in (*train, *more)), default=-1)
+    query, gallery = (_read_list(root / f"list_{name}.txt", root / folders[1], first) for name in ("query", "gallery"))
+    train += more if validation else ()
+    notes = _unlike(root, (train, query, gallery), (32621 if validation else 30248, 11659, 82161))
+    return Splits(train, query, gallery, notes)
+
+
+def _read_list(file: Path, folder: Path, first: int = 0) -> tuple[Sample, ...]:
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
+    samples, faults = [], []
+    for number, line in enumerate(lines, start=1):
+        if match := _MSMT.fullmatch(line.strip()):
+            samples.append(Sample(folder / match[1], first + int(match[3]), int(match[2])))
+        elif line.strip():
+            expected = "'<folder>/<identity>_<number>_<camera>_<more>.jpg <identity>'"
+            faults.append(f"{file}:{number}: found '{line.strip()}'; expected {expected}")
+    if faults:
+        more = f"\nand {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise DataError("\n".join(faults[:20]) + more)
+    return tuple(samples)
 
 
 def csv_table(file: Path) -> Splits:

@@ -1,0 +1,118 @@
+"""Adaptation to a target without labels: four ways in one table, with the same network, batches and epochs.
+
+- direct: the network that was trained on the source
+- cluster: it is trained on the target's clusters (cluster-and-train)
+- mlt: mixture label transport
+- labels: it is trained on the target's labels, which is what could be had at best
+
+Without `--data` drawn people, in a street and at night, by `plugins/reid-mlt/recipes/synthetic.toml`. With a folder of
+images, by `recipes/folder.toml`: the source is its train/, the target all others, of whose identities every other one
+is adapted to, without its label, and the others are tested. `--set` is handed to all runs.
+
+    python benchmarks/mlt.py [--data DIR] [--seeds 1 2 3] [--output DIR] [--set KEY=VALUE ...]
+
+Differences are those of the same seed, with the intervals of `reidcore compare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from tempfile import mkdtemp
+
+from reidcore.api import compare, run
+from reidcore.builtin.modules.datasets import folder
+from reidcore.recipe import load_recipe
+from reidcore.types import Sample
+
+RECIPES = Path(__file__).parent.parent / "plugins" / "reid-mlt" / "recipes"
+WAYS = ("direct", "cluster", "mlt", "labels")
+
+
+def halve(data: Path, file: Path) -> None:
+    """Write a table of the target: half of the test identities to adapt to, the others as they are."""
+    splits = folder(data)
+    identities = sorted({sample.identity for sample in splits.gallery})
+    adapted = set(identities[::2])
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "identity", "camera", "split"])
+
+        def write(samples: Sequence[Sample], split: str) -> None:
+            for sample in samples:
+                to = "train" if sample.identity in adapted else split
+                writer.writerow([Path(str(sample.image)).resolve(), sample.identity, sample.camera, to])
+
+        write(splits.query, "query")
+        write(splits.gallery, "gallery")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder with train/, query/ and gallery/")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--output", type=Path, help="folder of the run folders (default: a new one)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    place = options.output or Path(mkdtemp(prefix="mlt-"))
+    place.mkdir(parents=True, exist_ok=True)
+    name, data = "synthetic", []
+    if options.data:
+        table = place / "target.csv"
+        halve(options.data, table)
+        name = "folder"
+        data = [f"train.0.root={options.data}", "test.0.name=csv", f"test.0.file={table}"]
+    source, adapted = (RECIPES / f"{name}{ending}.toml" for ending in ("-source", ""))
+    target = [f"train.1.{key.removeprefix('test.0.')}" for key in data if key.startswith("test.0")]
+    tasks = {
+        "cluster": ["task.name=cluster-and-train"],
+        "mlt": [],
+        "labels": ["task.name=train", "train.1.role=source"],
+    }
+
+    def folder_of(way: str, seed: int) -> Path:
+        return place / f"{way}-{seed}"
+
+    for seed in options.seeds:
+        for way in options.ways:
+            common = [f"run.name={way}-{seed}", f"run.output={place}", f"run.seed={seed}", *data, *options.set]
+            if way == "direct":
+                recipe = load_recipe(source, overrides=common)
+            else:
+                init = ["run.needs=[]", f"run.init={folder_of('direct', seed)}"]
+                recipe = load_recipe(adapted, overrides=[*common, *target, *init, *tasks[way]])
+            if not (folder_of(way, seed) / "metrics.json").is_file():
+                done = run(recipe)
+                print(f"{way}, seed {seed}: {dict(next(iter(done.metrics.values())))}", flush=True)
+    figures: dict[str, list[float]] = {way: [] for way in options.ways}
+    ranks: dict[str, list[float]] = {way: [] for way in options.ways}
+    print(f"\n{'':10}{'mAP':>14}{'rank-1':>14}   difference of mAP, by seed")
+    lines: dict[str, list[str]] = {way: [] for way in options.ways}
+    for seed in options.seeds:
+        for base in ("direct", "cluster"):
+            others = [way for way in options.ways if way != base]
+            (found,) = compare([folder_of(way, seed) for way in (base, *others)]).values()
+            for way in options.ways:
+                result = found.results[str(folder_of(way, seed))]
+                if base == "direct":
+                    figures[way].append(100 * result["mAP"])
+                    ranks[way].append(100 * result["rank1"])
+                if way != base:
+                    by = found.differences[str(folder_of(way, seed))]["mAP"]
+                    low, high = (f"{100 * bound:+.1f}" for bound in (by.low, by.high))
+                    lines[way].append(f"{base} {100 * by.value:+.1f} ({low} to {high})")
+    for way in options.ways:
+        columns = "".join(f"{spread(values):>14}" for values in (figures[way], ranks[way]))
+        print(f"{way:10}{columns}   {'; '.join(lines[way])}")
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
