@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 KEPT = 32
 """Classes of a mixture label that are kept, those with the largest shares."""
 
-
 FEW = 16
 """Images of a camera that have a mean of their own."""
 
@@ -61,7 +60,7 @@ class _Adapting(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         for norm in self.norms:
-            norm.train()
+            norm.train(len(images) > 1)
         output: Output = self.model(images)
         return output
 
@@ -101,10 +100,8 @@ class _Relabelling:
         model: nn.Module = _AfterNorm(self.run.deployed)
         if first and self.adapt_norm:
             model = copy.deepcopy(model)
-            self.run.extract(
-                _Adapting(model),
-                [self.run.targets[row] for row in np.random.default_rng(0).permutation(len(self.run.targets))],
-            )
+            order = np.random.default_rng(0).permutation(len(self.run.targets))  # batches of all identities
+            self.run.extract(_Adapting(model), [self.run.targets[place] for place in order])
         x = self._unit(np.asarray(self.run.extract(model, self.run.targets).embeddings, np.float32))
         cameras = np.array([sample.camera for sample in self.run.targets])
         return x, self._unit(without_cameras(x, cameras)) if self.centre_cameras else x
@@ -116,9 +113,9 @@ class _Relabelling:
         return joined
 
     def fits(self, labels: Labels) -> str:
-        """Return why images with these labels cannot be trained on, or nothing."""
-        if labels.max(initial=UNKNOWN) < 1:
-            return "they collapsed into one cluster" if labels.max(initial=UNKNOWN) == 0 else "no image is in a cluster"
+        """Return why batches cannot be made of images with these labels, or nothing."""
+        if problem := collapse(labels):
+            return problem
         try:
             self.run.make_loader(Stream(self.run.targets, labels))
         except DataError as error:
@@ -250,14 +247,17 @@ class Granularity(nn.Module):
         count, classes = len(clusters), len(self.averaged)
         scores = x[known] @ F.normalize(self.averaged).T
         sizes = torch.bincount(clusters, minlength=classes) / count
-        plan = sinkhorn(scores, uniform / classes + (1 - uniform) * sizes, sharpness=sharpness)
         mixture = (sharpness * scores).softmax(1).mul_(1 - cluster_share - transport_share)
-        mixture += transport_share * plan.shares
+        error = 0.0
+        if transport_share:
+            plan = sinkhorn(scores, uniform / classes + (1 - uniform) * sizes, sharpness=sharpness)
+            mixture += transport_share * plan.shares
+            error = plan.error
         mixture[torch.arange(count, device=x.device), clusters] += cluster_share
         shares, self.classes[known] = mixture.topk(self.classes.shape[1], dim=1)
         self.shares[known] = shares / shares.sum(1, keepdim=True)
         self.labels[known] = self.classes[known, 0]
-        return plan.error
+        return error
 
     def follow(self, decay: float) -> None:
         """Move the average towards the rows."""
@@ -300,13 +300,11 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
             "transport_share": transport_share,
         }
         self.source_weight, self.domain_norm = source_weight, domain_norm
-        self.granularities: Any = nn.ModuleList()
+        self.heads: Any = nn.ModuleList()
         self.norms: Any = nn.ModuleList()
         self.norm_names: list[str] = []
-        self.made: Tensor
         self.refined: Tensor
-        self.register_buffer("made", torch.tensor(-1))  # the epochs that clusters and labels were made before
-        self.register_buffer("refined", torch.tensor(-1))
+        self.register_buffer("refined", torch.tensor(-1))  # the epoch that the labels were made before
 
     def prepare(self, run: Run) -> None:
         """Keep the run, and copy the norm layers for the source.
@@ -324,13 +322,17 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
     def round(self, epoch: int, run: Run) -> Mapping[str, Stream] | None:
         """Return the target's images with their labels, and the source's. Raises RunError without clusters at first."""
         if self.refined != epoch:
-            before = self._labels() if self.granularities else None
+            before = self._labels() if self.heads else None
             x, compared = self.features(not before)
             note = self._cluster(epoch, x, compared) if not before or epoch % self.every == 0 else ""
             features = torch.from_numpy(compared).to(run.device)
-            errors = [granularity.refine(features, **self.mixing) for granularity in self.granularities]
+            errors = [granularity.refine(features, **self.mixing) for granularity in self.heads]
             if max(errors) > 0.05:
                 note += f"; transport stopped {max(errors):.0%} off its marginal"
+            main = self.heads[len(self.heads) // 2]
+            if problem := self.fits(main.labels.cpu().numpy()):
+                main.labels.copy_(main.clusters)
+                note += f"; sampled by its clusters, since of refined labels {problem}"
             self.refined.fill_(epoch)
             self.report(self._labels(), before[len(before) // 2] if before else None, note)
         elif run.streams:
@@ -340,35 +342,37 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
         return streams | ({"source": run.train} if self.source_weight else {})
 
     def _cluster(self, epoch: int, x: NDArray[np.float32], compared: NDArray[np.float32]) -> str:
-        """Replace the granularities, but for those that collapsed; return what is to be said of it."""
+        """Replace the granularities by those that did not collapse, if any; return what is to be said of it."""
         found = self.clustering(compared, seed(epoch))
-        problems = [self.fits(labels) for labels in found]
-        self.made.fill_(epoch)
-        if all(problems):
-            if not self.granularities:
-                raise self.useless(problems[0])
-            return f"; clusters are the former ones, since of the new ones {problems[0]}"
-        fresh = nn.ModuleList()
-        for labels, problem in zip(found, problems, strict=True):
-            if not problem:
-                rows = torch.from_numpy(centres(x, labels, self.dims())).to(self.run.device)
-                fresh.append(Granularity(rows, torch.from_numpy(labels).to(self.run.device)))
-        self.granularities = fresh
-        left_out = [problem for problem in problems if problem]
-        return f"; {len(left_out)} of {len(found)} granularities left out: {left_out[0]}" if left_out else ""
+        kept = [labels for labels in found if not collapse(labels)]
+        if problem := self.fits(kept[len(kept) // 2]) if kept else collapse(found[0]):
+            if not self.heads:
+                raise self.useless(problem)
+            return f"; clusters are the former ones, since of the new ones {problem}"
+        device = self.run.device
+        self.heads = nn.ModuleList(
+            Granularity(
+                torch.from_numpy(centres(x, labels, self.dims())).to(device), torch.from_numpy(labels).to(device)
+            )
+            for labels in kept
+        )
+        if len(kept) == len(found):
+            return ""
+        problem = next(filter(None, map(collapse, found)))
+        return f"; {len(found) - len(kept)} of {len(found)} granularities left out: {problem}"
 
     def _labels(self) -> list[Labels]:
-        return [granularity.labels.cpu().numpy() for granularity in self.granularities]
+        return [granularity.labels.cpu().numpy() for granularity in self.heads]
 
     def losses(self, batches: Mapping[str, Batch], step: Step) -> Mapping[str, Tensor]:
         """Return the recipe's losses, averaged over granularities, and those of the source."""
         batch, index = batches["target"], batches["target"].indices.to(self.run.device)
-        groupings = torch.stack([granularity.labels[index] for granularity in self.granularities], 1)
+        groupings = torch.stack([granularity.labels[index] for granularity in self.heads], 1)
         seen = []  # held, since what a step computes once is known by its batch
         losses: dict[str, Tensor] = {}
         with self.run.autocast():
             output: Output = self.run.model(batch.images, self.run.losses.maps)
-        for granularity in self.granularities:
+        for granularity in self.heads:
             with self.run.autocast():
                 logits = self._logits(output, granularity.rows)
             seen.append(
@@ -380,7 +384,7 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
                 )
             )
             for name, value in self.run.losses(evolve(output, logits=logits), seen[-1], step).items():
-                losses[name] = losses.get(name, 0) + value / len(self.granularities)
+                losses[name] = losses.get(name, 0) + value / len(self.heads)
         if self.source_weight:
             source = batches["source"]
             for name, value in self.run.losses(self._of_source(source), source, step).items():
@@ -412,7 +416,7 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
 
     def after_step(self, run: Run) -> None:
         """Let the averages of the classifiers follow."""
-        for granularity in self.granularities:
+        for granularity in self.heads:
             granularity.follow(run.decay)
 
     def deploy(self) -> Model:
@@ -421,11 +425,16 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take up the granularities of a run that is resumed, however many clusters they have."""
-        count = len({name.split(".")[1] for name in state if name.startswith("granularities.")})
-        saved = [(state[f"granularities.{g}.rows"], state[f"granularities.{g}.clusters"]) for g in range(count)]
-        device = self.made.device
-        self.granularities = nn.ModuleList(Granularity(*(x.to(device) for x in tensors)) for tensors in saved)
+        count = len({name.split(".")[1] for name in state if name.startswith("heads.")})
+        saved = [(state[f"heads.{g}.rows"], state[f"heads.{g}.clusters"]) for g in range(count)]
+        self.heads = nn.ModuleList(Granularity(*(x.to(self.run.device) for x in tensors)) for tensors in saved)
         return super().load_state_dict(state, strict, assign)
+
+
+def collapse(labels: Labels) -> str:
+    """Return what is wrong with a clustering that tells nothing apart, or nothing."""
+    clusters = labels.max(initial=UNKNOWN) + 1
+    return ("no image is in a cluster", "they collapsed into one cluster")[clusters] if clusters < 2 else ""
 
 
 def seed(epoch: int) -> int:

@@ -92,8 +92,8 @@ def test_one_granularity_with_hard_labels_is_cluster_and_train(make):
     mixed, plain = make(one + "source_weight=0}"), make(PLAIN)
     fit(mixed)
     fit(plain)
-    torch.testing.assert_close(mixed.task.granularities[0].labels.numpy(), plain.task.labels)
-    torch.testing.assert_close(mixed.task.granularities[0].rows, plain.model.heads["global"].classifier.weight)
+    torch.testing.assert_close(mixed.task.heads[0].labels.numpy(), plain.task.labels)
+    torch.testing.assert_close(mixed.task.heads[0].rows, plain.model.heads["global"].classifier.weight)
     ours, theirs = mixed.average.state_dict(), plain.average.state_dict()
     for name in ours.keys() - {"heads.global.classifier.weight"}:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
@@ -173,7 +173,7 @@ def test_the_source_has_norms_of_its_own(make):
     torch.stack(list(losses.values())).sum().backward()
     assert all(norm.weight.grad is not None for norm in norms)
     assert norms[0].weight.grad.abs().sum() > 0
-    assert all(granularity.rows.grad.abs().sum() > 0 for granularity in run.task.granularities)
+    assert all(granularity.rows.grad.abs().sum() > 0 for granularity in run.task.heads)
     learned = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
     assert {id(parameter) for parameter in run.task.parameters() if parameter.requires_grad} <= learned
 
@@ -306,6 +306,38 @@ def test_fewer_clusters_than_a_batch_takes_are_no_clusters(make):
     run = make(PLAIN.replace("clusters=5", "clusters=2"))  # a batch takes 3 identities
     with pytest.raises(RunError, match=r"to begin with .* sampler"):
         fit(run)
+
+
+def test_refined_labels_that_are_too_few_are_not_sampled_by(make, monkeypatch):
+    original = Granularity.refine
+
+    def merging(self, x, **options):
+        error = original(self, x, **options)
+        self.labels.zero_()
+        return error
+
+    monkeypatch.setattr(Granularity, "refine", merging)
+    run = make(MLT)
+    fit(run)
+    assert run.step > 0
+    assert "sampled by its clusters, since of refined labels they collapsed" in run.loggers[0].rounds()[0]["text"]
+
+
+def test_a_coarse_granularity_may_have_fewer_clusters_than_a_batch_takes(make):
+    run = make(MLT.replace("[3, 5, 8]", "[2, 5, 8]"))  # a batch takes 3 identities
+    fit(run)
+    assert run.loggers[0].rounds()[0]["clusters"] == [2, 5, 8]
+
+
+def test_a_last_batch_of_one_image_does_not_stop_the_norms(make):
+    fit(make(MLT, "evaluation.batch=35", "training.epochs=1"))  # there are 36 images
+
+
+def test_factors_of_the_head_are_those_of_the_clusters_rows_too(make):
+    run = make(MLT, "optimizer.lr_factors={head=10.0}")
+    prepare(run)
+    rates = {id(p): group["lr"] for group in run.optimizer.param_groups for p in group["params"]}
+    assert rates[id(run.task.heads[0].rows)] == 10 * rates[id(run.model.backbone.conv1.weight)]
 
 
 def test_outliers_are_not_trained_on(make, monkeypatch):
