@@ -129,6 +129,8 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
     taken = None
     if recipe.run.init and not (resume and checkpoints(folder)):
         taken = load_fitting(run_.model, find_init(recipe.run.init))
+    if data.targets:
+        terminal.note(f"{len(data.targets)} images of the target are looked at first")
     prepare(run_, resume)
     exporters = [part.build() for part in recipe.export]
     try:

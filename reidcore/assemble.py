@@ -136,6 +136,8 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
     )
     holdout = None
     if train and recipe.evaluation.holdout:
+        if not samples:
+            raise DataError("evaluation.holdout keeps labelled training images out, and there are none")
         samples, holdout = _hold_out(samples, recipe.evaluation.holdout, recipe.run.seed)
     for test in tests:
         build_query_transforms(test.query_transform, recipe.input, test.label)

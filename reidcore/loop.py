@@ -167,8 +167,9 @@ def prepare(run: Run, resume: bool = False) -> None:
         run.averaged.want(run.losses.maps)
     run.freezer = Freezer(run.model, run.options.freeze, run.options.freeze_iterations)
     state = _restore(run) if resume else {}
+    if run.epoch < run.options.epochs:
+        _begin(run)
     _find_parameters(run)
-    _begin(run)
     for number, part in enumerate(run.told()):
         if number and str(number) in state:
             part.load_state_dict(state[str(number)])
@@ -196,8 +197,11 @@ def _begin(run: Run) -> None:
     if run.epoch == run._begun:
         return
     if (streams := run.task.round(run.epoch, run)) is not None:
+        run.loaders = {
+            name: run.loaders[name] if run.streams.get(name) is stream else run.make_loader(stream)
+            for name, stream in streams.items()
+        }
         run.streams = streams
-        run.loaders = {name: run.make_loader(stream) for name, stream in streams.items()}
         _find_parameters(run)
     run._begun = run.epoch
     run.make_schedule(steps(run), run.options.epochs)
@@ -372,7 +376,7 @@ def _flows(run: Run) -> Iterator[Iterator[Batch]]:
     first, *others = run.loaders.values()
     yield first.batches(run.epoch, run.batches_done)
     for loader in others:
-        yield _endless(loader, run.epoch * len(first) + run.batches_done)
+        yield _endless(loader, run.step * run.options.accumulate)
 
 
 def _endless(loader: Loader, start: int) -> Iterator[Batch]:

@@ -185,7 +185,7 @@ class Needs:
     """What a loss wants of the model: views, maps, a kind of logits.
 
     With `gather` it is given the vectors, logits and labels of all processes, in every one of them; maps, extras and
-    images stay those of its own. `classes` says that it keeps something of each class, so that these must not change.
+    images stay those of its own. `classes` says that it depends on what each class is, so that these must stay.
     """
 
     views: tuple[str, ...] = ()

@@ -186,8 +186,8 @@ LISTS = {
 
 
 def write_lists(root: Path, folders: Sequence[str]) -> Path:
-    for folder in folders:
-        (root / folder).mkdir(parents=True)
+    for name in folders:
+        (root / name).mkdir(parents=True)
     for name, text in LISTS.items():
         (root / f"list_{name}.txt").write_text(text)
     return root
@@ -203,7 +203,11 @@ def test_msmt17_is_read_by_its_lists(tmp_path: Path, folders: Sequence[str]) -> 
     assert listed(splits.query) == [("0000_000_05_0303morning_0032_1.jpg", 2, 5)]  # after those of training
     assert [(sample.identity, sample.camera) for sample in splits.gallery] == [(2, 14), (9, 14)]
     assert splits.gallery[1].image == root / folders[1] / "0007" / "0007_001_14_0303noon_0032_1.jpg"
-    assert [note.rpartition("; ")[2] for note in splits.notes] == ["published 30248", "published 11659", "published 82161"]
+    assert [note.rpartition("; ")[2] for note in splits.notes] == [
+        "published 30248",
+        "published 11659",
+        "published 82161",
+    ]
     more = msmt17(root, validation=True)
     assert listed(more.train) == [*listed(splits.train), ("0001_003_02_0113noon_1128_2.jpg", 1, 2)]
     assert more.notes[0].endswith("published 32621")

@@ -380,6 +380,28 @@ def test_one_guess_is_a_label():
     assert torch.equal(loss(output_of(x, x), guessed, STEP)["triplet"], loss(output_of(x, x), batch, STEP)["triplet"])
 
 
+def test_a_run_that_ended_begins_no_other_round(make):
+    fit(make("run"))
+    again = make("run")
+    fit(again, resume=True)
+    assert again.task.asked == []
+    assert again.step == again.options.epochs * (again.step // again.options.epochs) > 0
+
+
+def test_a_stream_that_stays_keeps_its_loader(make):
+    run = make("run")
+    prepare(run)
+    loader = run.loaders["source"]
+    fit(run)
+    assert run.loaders["source"] is loader
+
+
+def test_nothing_can_be_held_out_of_no_labelled_images(make, toy_folder):
+    alone = f"train=[{{name='folder', root='{toy_folder}', role='target'}}]"
+    with pytest.raises(DataError, match=r"evaluation\.holdout keeps labelled training images out, and there are none"):
+        make("run", alone, "evaluation.holdout=0.2")
+
+
 def test_restoring_needs_no_round_before_it(make):
     stopped = make("run", stop=3)
     with pytest.raises(RunError, match="stopped"):

@@ -49,7 +49,7 @@ class Logits(Distillation):
         temperature: float,
         scale: float,
     ) -> None:
-        super().__init__(teacher, Needs(views=tuple(views)))
+        super().__init__(teacher, Needs(views=tuple(views), classes=True))
         self.names, self.form, self.temperature, self.scale = dict(names), form, temperature, scale
 
     def compare(self, student: Output, teacher: Output) -> Mapping[str, Tensor]:

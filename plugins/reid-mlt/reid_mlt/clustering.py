@@ -7,7 +7,7 @@ images that are in no cluster.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from attrs import frozen
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from reidcore.errors import RunError
 from reidcore.retrieval import jaccard
 from reidcore.types import UNKNOWN
+
+if TYPE_CHECKING:
+    import torch
 
 Method = Literal["kmeans", "dbscan", "hdbscan"]
 Labels = NDArray[np.int64]
@@ -37,19 +40,28 @@ class Clustering:
     method: Method
     sizes: Sequence[float]
     min_samples: int = 4
-    k1: int = 30
+    k1: int = 20
     k2: int = 6
 
-    def __call__(self, x: NDArray[np.float32], seed: int) -> list[Labels]:
+    def __call__(self, x: NDArray[np.float32], seed: int, device: torch.device | str | None = None) -> list[Labels]:
         """Return the clustering of (N, D) normalised features by each size, the numbers in the order of the images.
 
-        Raises RunError when there are fewer images than clusters are wanted.
+        device: where neighbours are searched. Raises RunError when there are fewer images than clusters are wanted.
         """
         if self.method == "kmeans":
-            return [compact(_kmeans(x, int(size), seed)) for size in self.sizes]
-        graph = jaccard(x, self.k1, self.k2)
-        cluster = _dbscan if self.method == "dbscan" else _hdbscan
-        return [compact(cluster(graph, size, self.min_samples)) for size in self.sizes]
+            found = [_kmeans(x, int(size), seed) for size in self.sizes]
+        else:
+            graph = jaccard(x, self.k1, self.k2, device=device)
+            cluster = _dbscan if self.method == "dbscan" else _hdbscan
+            found = cluster(graph, self.sizes, self.min_samples)
+        return [compact(labels) for labels in found]
+
+    def empty(self, found: Sequence[Labels]) -> str:
+        """Return what is to be said of clusters that were wanted and are empty, if anything is."""
+        if self.method != "kmeans":
+            return ""
+        lacking = sum(int(size) - 1 - labels.max() for size, labels in zip(self.sizes, found, strict=True))
+        return f"; {lacking} clusters were empty" if lacking else ""
 
 
 def _kmeans(x: NDArray[np.float32], clusters: int, seed: int) -> Labels:
@@ -67,39 +79,50 @@ def _kmeans(x: NDArray[np.float32], clusters: int, seed: int) -> Labels:
     return labels
 
 
-def _dbscan(graph: Any, radius: float, min_samples: int) -> Labels:
+def _dbscan(graph: Any, radii: Sequence[float], min_samples: int) -> list[Labels]:
+    """Return the clustering for each radius."""
     from sklearn.cluster import DBSCAN
     from sklearn.neighbors import sort_graph_by_row_values
 
-    found = DBSCAN(eps=radius, min_samples=min_samples, metric="precomputed")
-    labels: Labels = found.fit_predict(sort_graph_by_row_values(graph, copy=True, warn_when_not_sorted=False))
-    return labels
+    ordered = sort_graph_by_row_values(graph, warn_when_not_sorted=False)
+    return [DBSCAN(eps=radius, min_samples=min_samples, metric="precomputed").fit_predict(ordered) for radius in radii]
 
 
-def _hdbscan(graph: Any, smallest: float, min_samples: int) -> Labels:
-    from scipy.sparse import csr_array, eye_array
+def _hdbscan(graph: Any, smallest: Sequence[float], min_samples: int) -> list[Labels]:
+    """Return the clustering for each number of images that a cluster has at least."""
+    from scipy.sparse.csgraph import connected_components
     from sklearn.cluster import HDBSCAN
 
+    # Images without a chain of shared neighbours between them are at the largest distance, where all merges are ties.
+    _, parts = connected_components(graph, directed=False)
+    whole = _connected(graph, min_samples)
+    found = []
+    for size in map(int, smallest):
+        options = {"metric": "precomputed", "algorithm": "brute", "copy": True}
+        labels = HDBSCAN(min_cluster_size=size, min_samples=min_samples, **options).fit_predict(whole)
+        pieces = compact(np.where(labels < 0, UNKNOWN, labels * (parts.max() + 1) + parts))
+        sizes = np.bincount(pieces[pieces >= 0], minlength=1)
+        found.append(np.where((pieces >= 0) & (sizes[pieces] >= size), pieces, UNKNOWN))
+    return found
+
+
+def _connected(graph: Any, neighbours: int) -> Any:
+    """Return the graph as HDBSCAN takes it: connected, and with so many neighbours of every image at least.
+
+    Those that are added are at the largest distance, as are all pairs that are not stored.
+    """
+    from scipy.sparse import csr_array
+
     count = graph.shape[0]
-    # scikit-learn wants a connected graph in which nobody has too few neighbours. Neighbours at the largest distance,
-    # which all pairs have that are not stored, make it one and change nothing.
-    offsets = [offset for step in range(1, min(min_samples, count - 1) + 1) for offset in (step, -step)]
-    ring = csr_array((count, count), dtype=np.float32)
-    for offset in offsets:
-        ring += eye_array(count, k=offset, format="csr", dtype=np.float32)
-        ring += eye_array(count, k=offset - np.sign(offset) * count, format="csr", dtype=np.float32)
-    stored = graph.copy()
-    stored.data = np.maximum(graph.data, _NEAREST)
-    known = stored.copy()
-    known.data = np.ones_like(known.data)
-    missing = ring.sign() - ring.sign().multiply(known)
-    whole = csr_array(stored + _FARTHEST * missing)
-    whole.eliminate_zeros()
-    found = HDBSCAN(
-        min_cluster_size=int(smallest), min_samples=min_samples, metric="precomputed", algorithm="brute", copy=True
-    )
-    labels: Labels = found.fit_predict(whole.astype(np.float64))
-    return labels
+    stored = graph.tocoo()
+    steps = np.arange(1, min(neighbours, count - 1) + 1)
+    here = np.repeat(np.arange(count), len(steps))
+    there = (here + np.tile(steps, count)) % count
+    rows, columns = np.concatenate([stored.row, here, there]), np.concatenate([stored.col, there, here])
+    distances = np.full(len(rows), _FARTHEST)
+    distances[: stored.nnz] = np.maximum(stored.data, _NEAREST)
+    cells, first = np.unique(rows.astype(np.int64) * count + columns, return_index=True)  # what is stored comes first
+    return csr_array((distances[first], (cells // count, cells % count)), shape=graph.shape)
 
 
 def compact(labels: NDArray[Any]) -> Labels:

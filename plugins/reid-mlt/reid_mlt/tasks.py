@@ -7,7 +7,9 @@ views it is that of all of them joined.
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from reid_mlt.clustering import Clustering, Labels, agreement, changed, quality
 from reid_mlt.transport import sinkhorn
 from reidcore.errors import ContractError, DataError, RunError
-from reidcore.types import UNKNOWN, Batch, Mixture, Output, Step, Stream
+from reidcore.types import Batch, Mixture, Output, Step, Stream
 
 if TYPE_CHECKING:
     from reidcore.loop import Run
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 KEPT = 32
 """Classes of a mixture label that are kept, those with the largest shares."""
+
+COLLAPSED = 0.9
+"""Share of the images in one cluster from which on nothing is told apart."""
 
 FEW = 16
 """Images of a camera that have a mean of their own."""
@@ -41,10 +46,11 @@ class _AfterNorm(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+        self.train(model.training)  # the mode that it is put back into
 
     def forward(self, images: Tensor) -> Output:
         output: Output = self.model(images)
-        return evolve(output, embedding=torch.cat(list(output.after.values()), 1), extras={})
+        return evolve(output, embedding=torch.cat([output.after[view] for view in self.model.heads], 1), extras={})
 
 
 class _Adapting(nn.Module):
@@ -53,6 +59,7 @@ class _Adapting(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.train(model.training)
         self.norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         for norm in self.norms:
             norm.reset_running_stats()
@@ -82,10 +89,22 @@ class _Relabelling:
         for position, loss in enumerate(run.losses.terms):
             if loss.needs.classes:
                 raise ContractError(
-                    f"loss.{position}: it keeps something of each identity, and clusters are not the same in another "
-                    f'round; the task "{name}" cannot use it'
+                    f"loss.{position}: it depends on what each class is, and clusters are others in every round; the "
+                    f'task "{name}" cannot use it'
                 )
         self.run = run
+
+    def images(self) -> int:
+        """Return a number that is another one for other target images."""
+        return zlib.crc32("\n".join(Path(sample.name).name for sample in self.run.targets).encode())
+
+    def require_images(self, images: int) -> None:
+        """Raise RunError if labels were given to other images."""
+        if images != self.images():
+            raise RunError(
+                "the target's images are not those that the run began with, whose labels are in its checkpoint; put "
+                "them back, or start a new run"
+            )
 
     def dims(self) -> list[int]:
         """Return the dimension of each view."""
@@ -178,7 +197,7 @@ class ClusterAndTrain(_Relabelling):
 
     def _cluster(self, epoch: int) -> None:
         x, compared = self.features(self.labels is None)
-        (labels,) = self.clustering(compared, seed(epoch))
+        (labels,) = self.clustering(compared, seed(epoch), self.run.device)
         before, self.made = self.labels, epoch
         if problem := self.fits(labels):
             if before is None:
@@ -188,7 +207,7 @@ class ClusterAndTrain(_Relabelling):
         self.labels = labels
         rows = torch.from_numpy(centres(x, labels, self.dims())).split(self.dims(), 1)
         self.run.resize(int(labels.max()) + 1, dict(zip(self.run.model.heads, rows, strict=True)))
-        self.report([labels], before, "")
+        self.report([labels], before, self.clustering.empty([labels]))
 
     def losses(self, batches: Mapping[str, Batch], step: Step) -> Mapping[str, Tensor]:
         """Return the recipe's losses of the clusters."""
@@ -203,11 +222,13 @@ class ClusterAndTrain(_Relabelling):
         return self.run.model
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the labels, and the epoch that they were made before."""
-        return {"labels": None if self.labels is None else torch.from_numpy(self.labels), "made": self.made}
+        """Return the labels, the epoch that they were made before, and what tells whether the images are the same."""
+        labels = None if self.labels is None else torch.from_numpy(self.labels)
+        return {"labels": labels, "made": self.made, "images": self.images()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the labels of a run that is resumed."""
+        """Take up the labels of a run that is resumed. Raises RunError when the target's images are others."""
+        self.require_images(state["images"])
         self.labels, self.made = None if state["labels"] is None else state["labels"].numpy(), state["made"]
 
 
@@ -304,7 +325,9 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
         self.norms: Any = nn.ModuleList()
         self.norm_names: list[str] = []
         self.refined: Tensor
+        self.of_images: Tensor
         self.register_buffer("refined", torch.tensor(-1))  # the epoch that the labels were made before
+        self.register_buffer("of_images", torch.tensor(0))
 
     def prepare(self, run: Run) -> None:
         """Keep the run, and copy the norm layers for the source.
@@ -312,6 +335,7 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
         Raises RunError for one without target images, ContractError for losses that do not fit.
         """
         self.require(run, "mlt")
+        self.of_images.fill_(self.images())
         if not run.train.samples:
             self.source_weight = 0.0
         if self.source_weight and self.domain_norm:
@@ -343,7 +367,7 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
 
     def _cluster(self, epoch: int, x: NDArray[np.float32], compared: NDArray[np.float32]) -> str:
         """Replace the granularities by those that did not collapse, if any; return what is to be said of it."""
-        found = self.clustering(compared, seed(epoch))
+        found = self.clustering(compared, seed(epoch), self.run.device)
         kept = [labels for labels in found if not collapse(labels)]
         if problem := self.fits(kept[len(kept) // 2]) if kept else collapse(found[0]):
             if not self.heads:
@@ -356,10 +380,10 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
             )
             for labels in kept
         )
-        if len(kept) == len(found):
-            return ""
-        problem = next(filter(None, map(collapse, found)))
-        return f"; {len(found) - len(kept)} of {len(found)} granularities left out: {problem}"
+        note = self.clustering.empty(found)
+        if problem := next(filter(None, map(collapse, found)), ""):
+            note += f"; {len(found) - len(kept)} of {len(found)} granularities left out: {problem}"
+        return note
 
     def _labels(self) -> list[Labels]:
         return [granularity.labels.cpu().numpy() for granularity in self.heads]
@@ -424,7 +448,11 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
         return self.run.model
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take up the granularities of a run that is resumed, however many clusters they have."""
+        """Take up the granularities of a run that is resumed, however many clusters they have.
+
+        Raises RunError when the target's images are others.
+        """
+        self.require_images(int(state["of_images"]))
         count = len({name.split(".")[1] for name in state if name.startswith("heads.")})
         saved = [(state[f"heads.{g}.rows"], state[f"heads.{g}.clusters"]) for g in range(count)]
         self.heads = nn.ModuleList(Granularity(*(x.to(self.run.device) for x in tensors)) for tensors in saved)
@@ -432,9 +460,11 @@ class MixtureLabelTransport(_Relabelling, nn.Module):
 
 
 def collapse(labels: Labels) -> str:
-    """Return what is wrong with a clustering that tells nothing apart, or nothing."""
-    clusters = labels.max(initial=UNKNOWN) + 1
-    return ("no image is in a cluster", "they collapsed into one cluster")[clusters] if clusters < 2 else ""
+    """Return what is wrong with a clustering that tells hardly anything apart, or nothing."""
+    sizes = np.bincount(labels[labels >= 0])
+    if not len(sizes):
+        return "no image is in a cluster"
+    return "they collapsed into one cluster" if sizes.max() > COLLAPSED * sizes.sum() else ""
 
 
 def seed(epoch: int) -> int:

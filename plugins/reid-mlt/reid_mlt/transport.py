@@ -57,7 +57,7 @@ def sinkhorn(
         raise ReidError("scores of the transport are not finite; look at the features")
     # The plan is u * exp(sharpness * scores + rows + columns) * v / N: rows and columns are logarithms, which take in u
     # and v when these have become so large or small that products could overflow or vanish.
-    rows, columns = scores.new_zeros(count, 1), scores.new_zeros(classes)
+    columns = scores.new_zeros(classes)
     u, v, sums = scores.new_ones(count), scores.new_ones(classes), marginal
     kernel = torch.empty_like(scores)
     limit = math.log(torch.finfo(scores.dtype).max) / 4
@@ -66,7 +66,6 @@ def sinkhorn(
         done += 1
         v = v if done == 1 else marginal / sums
         if done == 1 or not max(float(x.log().abs().max()) for x in (u, v)) < limit:
-            rows += u.log().nan_to_num(0, 0, 0)[:, None]
             columns += v.log().nan_to_num(0, 0, 0)
             torch.add(columns, scores, alpha=sharpness, out=kernel)
             rows = -kernel.logsumexp(1, keepdim=True)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import DBSCAN, HDBSCAN
 
-from reid_mlt.clustering import Clustering, agreement, changed, compact, quality
+from reid_mlt.clustering import Clustering, _connected, agreement, changed, compact, quality
 from reidcore.errors import RunError
 from reidcore.retrieval import jaccard
 
@@ -55,14 +56,34 @@ def test_densities_on_the_sparse_graph_are_those_of_all_distances(seed):
         (found,) = Clustering("dbscan", [radius], min_samples=3, k1=8, k2=3)(x, 0)
         expected = DBSCAN(eps=radius, min_samples=3, metric="precomputed").fit_predict(distances)
         assert found.tolist() == compact(expected).tolist()
-    # ties are broken by the order of edges: what differs are images between clusters
-    for smallest in (3, 6):
-        (found,) = Clustering("hdbscan", [smallest], min_samples=3, k1=8, k2=3)(x, 0)
-        distances = np.maximum(distances, 1e-6)
-        expected = HDBSCAN(
-            min_cluster_size=smallest, min_samples=3, metric="precomputed", algorithm="brute", copy=True
-        ).fit_predict(distances)
-        assert changed(compact(expected), found) < 0.05
+    graph = jaccard(x, 8, 3)
+    whole = _connected(graph, 3).toarray()
+    assert (np.diff(_connected(graph, 3).indptr) >= 3).all()
+    added = (whole != 0) & (graph.toarray() == 0) & ~np.eye(80, dtype=bool)
+    assert (whole[added & (distances == 1)] == 1).all()
+    stored = (graph.toarray() != 0) | np.eye(80, dtype=bool)
+    np.testing.assert_allclose(whole[stored], np.maximum(distances, 1e-6)[stored], atol=1e-7)
+    assert (whole == whole.T).all()
+    # where all are connected by stored pairs there are no ties between them
+    if connected_components(graph)[0] == 1:
+        for smallest in (3, 6):
+            (found,) = Clustering("hdbscan", [smallest], min_samples=3, k1=8, k2=3)(x, 0)
+            part = HDBSCAN(min_cluster_size=smallest, min_samples=3, metric="precomputed", algorithm="brute", copy=True)
+            assert found.tolist() == compact(part.fit_predict(np.maximum(distances, 1e-6))).tolist()
+
+
+def test_images_that_share_no_neighbours_are_never_in_one_cluster():
+    # identities of 12 and of 5 images, that alternate: only the larger ones can be clusters of 6
+    sizes = np.tile([12, 5], 6)
+    labels = np.repeat(np.arange(12), sizes)
+    random = np.random.default_rng(0)
+    centres = np.linalg.qr(random.normal(size=(64, 12)))[0].T
+    x = centres[labels] + 0.02 * random.normal(size=(len(labels), 64))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    (found,) = Clustering("hdbscan", [6], k1=4, k2=3)(x, 0)
+    for cluster in range(found.max() + 1):
+        assert len(set(labels[found == cluster])) == 1
+    assert set(labels[found >= 0]) <= set(range(0, 12, 2))
 
 
 @pytest.mark.parametrize("method", ["dbscan", "hdbscan"])

@@ -65,7 +65,10 @@ def values(module):
     return torch.cat([value.double().flatten() for value in module.state_dict().values()])
 
 
-@pytest.mark.parametrize("task", [MLT, PLAIN])
+HDBSCAN = "task={name='mlt', smallest=[3, 4], k1=5, k2=2, min_samples=2, every=1}"
+
+
+@pytest.mark.parametrize("task", [MLT, PLAIN, HDBSCAN])
 def test_the_targets_labels_change_nothing(make, task):
     def shuffled(data):
         order = np.random.default_rng(0).permutation(len(data.targets))
@@ -79,6 +82,7 @@ def test_the_targets_labels_change_nothing(make, task):
 
     known = make(task)
     expected = values(fit(known))
+    assert not known.average.training  # or it would have statistics of the batches that it is shown
     for change in (shuffled, unlabelled):
         run = make(task, data=change)
         assert torch.equal(values(fit(run)), expected)
@@ -111,8 +115,8 @@ def test_granularities_that_are_alike_are_one(make):
 def test_a_resumed_run_ends_in_the_same_state(make, task, monkeypatch):
     original = Clustering.__call__
 
-    def growing(self, x, seed):
-        return original(evolve(self, sizes=[size + seed % 4 for size in self.sizes]), x, seed)
+    def growing(self, x, seed, *more):
+        return original(evolve(self, sizes=[size + seed % 4 for size in self.sizes]), x, seed, *more)
 
     monkeypatch.setattr(Clustering, "__call__", growing)
     whole = make(task, "sampler.identities=2")
@@ -133,6 +137,31 @@ def test_a_resumed_run_ends_in_the_same_state(make, task, monkeypatch):
         said = {event["epoch"]: event["text"] for event in stopped.loggers[0].rounds()}
         said |= {event["epoch"]: event["text"] for event in resumed.loggers[0].rounds()}
         assert list(said.values()) == [event["text"] for event in whole.loggers[0].rounds()]
+
+
+@pytest.mark.parametrize("task", [MLT, PLAIN])
+def test_a_run_whose_images_changed_is_not_resumed(make, task, tmp_path):
+    with pytest.raises(RunError, match="stopped"):
+        fit(make(task, folder="run", stop=1))
+    next((tmp_path / "toy" / "train").iterdir()).unlink()
+    with pytest.raises(RunError, match="the target's images are not those that the run began with"):
+        fit(make(task, folder="run"), resume=True)
+
+
+def test_a_finished_run_is_not_labelled_again(make):
+    whole = make(PLAIN, folder="run")
+    fit(whole)
+    again = make(PLAIN, folder="run")
+    assert torch.equal(values(fit(again, resume=True)), values(whole.average))
+    assert not again.loggers[0].rounds()
+
+
+def test_empty_clusters_are_reported(make, monkeypatch):
+    monkeypatch.setattr("reid_mlt.clustering._kmeans", lambda x, clusters, seed: np.arange(len(x)) % (clusters - 1))
+    for task, text in ((MLT, "; 3 clusters were empty"), (PLAIN, "; 1 clusters were empty")):
+        run = make(task, "training.epochs=1")
+        fit(run)
+        assert run.loggers[0].rounds()[0]["text"].endswith(text)
 
 
 def test_a_round_is_a_line(make):
@@ -264,9 +293,9 @@ def test_a_collapse_is_reported_and_survived(make, monkeypatch, name):
     run = make(MLT if name == "mlt" else PLAIN)
     original, calls = Clustering.__call__, []
 
-    def collapsing(self, x, seed):
+    def collapsing(self, x, seed, *more):
         calls.append(seed)
-        found = original(self, x, seed)
+        found = original(self, x, seed, *more)
         return found if len(calls) == 1 else [np.zeros_like(labels) for labels in found]
 
     monkeypatch.setattr(Clustering, "__call__", collapsing)
@@ -280,8 +309,8 @@ def test_a_collapse_is_reported_and_survived(make, monkeypatch, name):
 def test_a_granularity_that_collapses_is_left_out(make, monkeypatch):
     original = Clustering.__call__
 
-    def collapsing(self, x, seed):
-        first, *others = original(self, x, seed)
+    def collapsing(self, x, seed, *more):
+        first, *others = original(self, x, seed, *more)
         return [np.full_like(first, UNKNOWN), *others]
 
     monkeypatch.setattr(Clustering, "__call__", collapsing)
@@ -343,8 +372,8 @@ def test_factors_of_the_head_are_those_of_the_clusters_rows_too(make):
 def test_outliers_are_not_trained_on(make, monkeypatch):
     original = Clustering.__call__
 
-    def with_outliers(self, x, seed):
-        found = original(self, x, seed)
+    def with_outliers(self, x, seed, *more):
+        found = original(self, x, seed, *more)
         for labels in found:
             labels[::4] = UNKNOWN
         return found
@@ -380,7 +409,7 @@ def test_other_heads_and_views_learn_too(make):
 def test_losses_that_remember_classes_are_refused(make):
     for task in (MLT, PLAIN):
         run = make(task, "loss=[{name='cross-entropy'}, {name='center'}]")
-        with pytest.raises(ContractError, match=r"loss\.1: it keeps something of each identity, and clusters are not"):
+        with pytest.raises(ContractError, match=r"loss\.1: it depends on what each class is, and clusters are others"):
             fit(run)
 
 
