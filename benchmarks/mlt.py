@@ -3,7 +3,7 @@
 - direct: the network that was trained on the source
 - cluster: it is trained on the target's clusters (cluster-and-train)
 - mlt: mixture label transport
-- labels: it is trained on the target's labels, which is what could be had at best
+- labels: it is trained on the labels of source and target, which is what could be had at best
 
 Without `--data` drawn people, in a street and at night, by `plugins/reid-mlt/recipes/synthetic.toml`. With a folder of
 images, by `recipes/folder.toml`: the source is its train/, the target all others, of whose identities every other one
@@ -11,7 +11,8 @@ is adapted to, without its label, and the others are tested. `--set` is handed t
 
     python benchmarks/mlt.py [--data DIR] [--seeds 1 2 3] [--output DIR] [--set KEY=VALUE ...]
 
-Differences are those of the same seed, with the intervals of `reidcore compare`.
+Differences are means over the seeds, with the interval of `reidcore compare` over the test's identities: all seeds are
+resampled alike.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from tempfile import mkdtemp
 
-from reidcore.api import compare, run
+import numpy as np
+
+from reidcore.api import run
 from reidcore.builtin.modules.datasets import folder
 from reidcore.recipe import load_recipe
+from reidcore.results import load_results
+from reidcore.retrieval.bootstrap import differences
+from reidcore.retrieval.evaluation import Result
 from reidcore.types import Sample
 
 RECIPES = Path(__file__).parent.parent / "plugins" / "reid-mlt" / "recipes"
@@ -88,26 +94,26 @@ def main() -> None:
             if not (folder_of(way, seed) / "metrics.json").is_file():
                 done = run(recipe)
                 print(f"{way}, seed {seed}: {dict(next(iter(done.metrics.values())))}", flush=True)
-    figures: dict[str, list[float]] = {way: [] for way in options.ways}
-    ranks: dict[str, list[float]] = {way: [] for way in options.ways}
-    print(f"\n{'':10}{'mAP':>14}{'rank-1':>14}   difference of mAP, by seed")
-    lines: dict[str, list[str]] = {way: [] for way in options.ways}
-    for seed in options.seeds:
-        for base in ("direct", "cluster"):
-            others = [way for way in options.ways if way != base]
-            (found,) = compare([folder_of(way, seed) for way in (base, *others)]).values()
-            for way in options.ways:
-                result = found.results[str(folder_of(way, seed))]
-                if base == "direct":
-                    figures[way].append(100 * result["mAP"])
-                    ranks[way].append(100 * result["rank1"])
-                if way != base:
-                    by = found.differences[str(folder_of(way, seed))]["mAP"]
-                    low, high = (f"{100 * bound:+.1f}" for bound in (by.low, by.high))
-                    lines[way].append(f"{base} {100 * by.value:+.1f} ({low} to {high})")
+    found = {way: [load_results(folder_of(way, seed)) for seed in options.seeds] for way in options.ways}
+    results = {way: [next(iter(tests.values())) for tests in seeds] for way, seeds in found.items()}
+    print(f"\n{'':10}{'mAP':>14}{'rank-1':>14}   mAP above direct, above cluster: mean of the seeds, interval; by seed")
     for way in options.ways:
-        columns = "".join(f"{spread(values):>14}" for values in (figures[way], ranks[way]))
-        print(f"{way:10}{columns}   {'; '.join(lines[way])}")
+        columns = "".join(f"{spread([100 * one[name] for one in results[way]]):>14}" for name in ("mAP", "rank1"))
+        others = [base for base in ("direct", "cluster") if base in results and WAYS.index(base) < WAYS.index(way)]
+        print(f"{way:10}{columns}   {'; '.join(difference(results[base], results[way]) for base in others)}")
+
+
+def difference(base: Sequence[Result], other: Sequence[Result]) -> str:
+    """Return how much the mAP differs, over the same seeds: the mean, its interval, and each seed's."""
+    name = "mAP"
+    figures, resampled = (
+        [{name: mean(one[name] for one in of)} for of in (base, other)],
+        [{name: np.mean([one.resampled[name] for one in of], axis=0)} for of in (base, other)],
+    )
+    by = differences(*figures, *resampled, base[0].drawn)[name]
+    value, low, high = (f"{100 * number:+.1f}" for number in (by.value, by.low, by.high))
+    seeds = ", ".join(f"{100 * (after[name] - before[name]):+.1f}" for before, after in zip(base, other, strict=True))
+    return f"{value} ({low} to {high}; {seeds})"
 
 
 def spread(values: Sequence[float]) -> str:
