@@ -255,6 +255,8 @@ def build_losses(
             if (name := error.args[0]) in model.heads:
                 raise
             raise ContractError(f"{where}: there is no view '{name}'; {offer(str(name), list(model.heads))}") from None
+        except ContractError as error:
+            raise ContractError(f"{where}: {error}") from None
         needs = loss.needs
         for what, names, offered in (
             ("view", needs.views, list(model.heads)),
