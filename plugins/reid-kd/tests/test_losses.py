@@ -274,5 +274,5 @@ def test_other_classes_are_found_before_the_first_of_several_seeds_trains(folder
     recipe = tiny_recipe(folder, loss=taught, evaluation={"holdout": 0.34}, sampler=sampler)
     done = run_cli("run", recipe, "--seeds", "1,2")
     assert done.status == 2
-    assert "toy-seed1: kd-logits: the classes of the student" in done.err
+    assert "toy-seed1: loss.2: kd-logits: the classes of the student" in done.err
     assert not (folder / "runs" / "toy-seed1").exists()
