@@ -169,6 +169,7 @@ def prepare(run: Run, resume: bool = False) -> None:
     state = _restore(run) if resume else {}
     if run.epoch < run.options.epochs:
         _begin(run)
+        run.make_schedule(steps(run), run.options.epochs)
     _find_parameters(run)
     for number, part in enumerate(run.told()):
         if number and str(number) in state:
@@ -204,7 +205,6 @@ def _begin(run: Run) -> None:
         run.streams = streams
         _find_parameters(run)
     run._begun = run.epoch
-    run.make_schedule(steps(run), run.options.epochs)
 
 
 def fit(run: Run, resume: bool = False) -> Model:
