@@ -191,7 +191,7 @@ def test_an_epoch_is_that_of_the_first_stream_and_others_go_on(make):
         assert seen == expected[: run.step]
 
 
-def test_a_model_of_other_classes_does_not_name_them(toy_recipe, toy_folder, write):
+def test_a_task_of_a_plugin_is_heard_and_its_classes_are_no_identities(toy_recipe, toy_folder, write):
     plugin = write(
         "resizing.py",
         """
@@ -203,12 +203,13 @@ from reidcore.builtin.modules.train import Train
 class Resizing(Train):
     def round(self, epoch, run):
         run.resize(6)
+        run.log(kind="round", epoch=epoch + 1, step=run.step + 1, text=f"something new of epoch {epoch + 1}")
         return super().round(epoch, run)
 
 
 @frozen(kw_only=True)
 class Config:
-    '''Takes as many fresh classes as there are identities.'''
+    '''Takes as many fresh classes as there are identities, and says so.'''
 
     def build(self):
         return Resizing()
@@ -223,9 +224,14 @@ def reidcore_tasks():
         options = ["--set", f"task.name={task}", "--set", f"run.name={task}", "--plugin", plugin]
         done = run_cli("run", toy_recipe, *options)
         assert done.status == 0, done.err
-        file = toy_folder.parent / "runs" / task / "model.safetensors"
-        assert load_metadata(file)["classes"] == classes
-        assert run_cli("evaluate", file.parent, "--plugin", plugin).status == 0
+        folder = toy_folder.parent / "runs" / task
+        assert load_metadata(folder / "model.safetensors")["classes"] == classes
+        assert run_cli("evaluate", folder, "--plugin", plugin).status == 0
+        events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        heard = [event["epoch"] for event in events if event["kind"] == "round"]
+        assert heard == ([] if task == "train" else [1, 2])
+    assert "something new of epoch 1\n" in done.err
+    assert "something new of epoch 2\n" in done.err
 
 
 def test_the_best_epoch_may_have_other_classes_than_the_last(make):
@@ -255,43 +261,6 @@ def test_no_images_at_all_are_an_error(make, tmp_path, toy_folder):
         file.unlink()
     with pytest.raises(DataError, match="hold no labelled training images"):
         make("run")
-
-
-def test_the_terminal_and_the_log_show_a_round(toy_recipe, toy_folder, write):
-    plugin = write(
-        "telling.py",
-        """
-from attrs import frozen
-from reidcore import Component, hookimpl
-from reidcore.builtin.modules.train import Train
-
-
-class Telling(Train):
-    def round(self, epoch, run):
-        run.log(kind="round", epoch=epoch + 1, step=run.step + 1, text=f"something new of epoch {epoch + 1}")
-        return super().round(epoch, run)
-
-
-@frozen(kw_only=True)
-class Config:
-    '''Says something before every epoch.'''
-
-    def build(self):
-        return Telling()
-
-
-@hookimpl
-def reidcore_tasks():
-    yield Component(name="telling", config=Config)
-""",
-    )
-    done = run_cli("run", toy_recipe, "--set", "task.name=telling", "--plugin", plugin)
-    assert done.status == 0, done.err
-    assert "something new of epoch 1\n" in done.err
-    assert "something new of epoch 2\n" in done.err
-    lines = (toy_folder.parent / "runs" / "toy" / "log.jsonl").read_text().splitlines()
-    events = [json.loads(line) for line in lines]
-    assert [event["epoch"] for event in events if event["kind"] == "round"] == [1, 2]
 
 
 # labels that are guesses

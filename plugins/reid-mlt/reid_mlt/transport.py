@@ -44,8 +44,8 @@ def sinkhorn(
 
     scores: (N, K), what an image is worth in a class, for instance a cosine; with those of log-probabilities this is
     the label assignment of Asano et al. (2020). marginal: (K,) shares of the classes, with sum 1. It computes in the
-    type of `scores`, and takes twice their memory beside them. It ends when no class is off by more than `tolerance` relatively, or
-    after `iterations`, with rows that are exact.
+    type of `scores`, and takes twice their memory beside them. It ends when no class is off by more than `tolerance`
+    relatively, or after `iterations`, with rows that are exact.
 
     Raises ReidError for scores that are not finite, and for a marginal with shares that are not above 0 or another sum.
     """

@@ -10,9 +10,9 @@ from attrs import evolve
 from torch import nn
 from torch.nn import functional as F
 
-from reid_mlt import tasks
 from reid_mlt.clustering import Clustering, compact
-from reid_mlt.tasks import KEPT, Granularity, centres, without_cameras
+from reid_mlt.relabelling import Adapting, centres, without_cameras
+from reid_mlt.tasks import KEPT, Granularity
 from reid_mlt.transport import sinkhorn
 from reidcore.assemble import assemble, read_data
 from reidcore.errors import ContractError, RunError
@@ -447,7 +447,7 @@ def test_norms_take_the_targets_statistics_for_the_first_clusters_only(make, mon
     torch.testing.assert_close(used.running_mean, stem(images).mean((0, 2, 3)), rtol=0.2, atol=0.2)
     fit(run)
     assert len(seen) == 2 + 2  # once before each other epoch
-    assert not any(isinstance(model, tasks._Adapting) for model in seen[2:])
+    assert not any(isinstance(model, Adapting) for model in seen[2:])
 
 
 def test_features_are_compared_without_their_cameras():
