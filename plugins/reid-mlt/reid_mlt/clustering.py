@@ -48,6 +48,7 @@ class Clustering:
 
         device: where neighbours are searched. Raises RunError when there are fewer images than clusters are wanted.
         """
+        self.require(len(x))
         if self.method == "kmeans":
             found = [_kmeans(x, int(size), seed) for size in self.sizes]
         else:
@@ -55,6 +56,11 @@ class Clustering:
             cluster = _dbscan if self.method == "dbscan" else _hdbscan
             found = cluster(graph, self.sizes, self.min_samples)
         return [compact(labels) for labels in found]
+
+    def require(self, images: int) -> None:
+        """Raise RunError when there are fewer images than clusters are wanted."""
+        if self.method == "kmeans" and images < max(self.sizes):
+            raise RunError(f"k-means was to make {max(self.sizes):g} clusters of {images} images; lower task.clusters")
 
     def empty(self, found: Sequence[Labels]) -> str:
         """Return what is to be said of clusters that were wanted and are empty, if anything is."""
@@ -67,8 +73,6 @@ class Clustering:
 def _kmeans(x: NDArray[np.float32], clusters: int, seed: int) -> Labels:
     import faiss
 
-    if len(x) < clusters:
-        raise RunError(f"k-means was to make {clusters} clusters of {len(x)} images; lower task.clusters")
     # all images count, and none is said to be too few
     options = {"min_points_per_centroid": 1, "max_points_per_centroid": len(x)}
     options |= {"niter": _ITERATIONS, "nredo": _TRIES, "seed": seed % 2**31}

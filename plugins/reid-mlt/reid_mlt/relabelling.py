@@ -75,7 +75,8 @@ class Relabelling:
     centre_cameras: bool
 
     def take(self, run: Run, name: str) -> None:
-        """Keep the run. Raises RunError for one without target images, ContractError for losses that do not fit."""
+        """Keep the run. Raises RunError for one without target images or with too few, ContractError for losses that
+        do not fit."""
         if not run.targets:
             raise RunError(
                 f'the task "{name}" learns from images without labels; write role = "target" in their [[train]]'
@@ -86,6 +87,7 @@ class Relabelling:
                     f"loss.{position}: it depends on what each class is, and clusters are others in every round; the "
                     f'task "{name}" cannot use it'
                 )
+        self.clustering.require(len(run.targets))
         self.run = run
 
     def images(self) -> int:
