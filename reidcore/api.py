@@ -29,21 +29,25 @@ from reidcore.assemble import (
     Test,
     assemble,
     check_build,
+    find_device,
     make_evaluator,
     read_data,
     require_images,
 )
 from reidcore.builtin.modules.transforms import Resize
+from reidcore.catalog import Catalog, discover
 from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, save_tensors
 from reidcore.data import read_image
-from reidcore.errors import ContractError, DataError, ReidError, RunError, os_message
+from reidcore.errors import ContractError, DataError, RecipeError, ReidError, RunError, os_message
+from reidcore.export import About, ArtifactModel, Exported, export, open_artifact
 from reidcore.features import KeptFeatures
 from reidcore.kinds import Logger
 from reidcore.loop import Run, checkpoints, fit, prepare
 from reidcore.model import Model
 from reidcore.networks import RECIPE, load_trained, unweighted
+from reidcore.options import EvaluationOptions, InputOptions
 from reidcore.recipe import Loaded, fill, load_recipe, needed
-from reidcore.reporting import JsonLines, Terminal, make_console
+from reidcore.reporting import JsonLines, Terminal, describe_exported, make_console
 from reidcore.results import FILE as RESULTS_FILE
 from reidcore.results import load_results, save_results
 from reidcore.retrieval import Coverage
@@ -51,6 +55,7 @@ from reidcore.retrieval.bootstrap import Difference, differences
 from reidcore.retrieval.evaluation import Result
 from reidcore.retrieval.postprocess import chooses
 from reidcore.retrieval.store import EmbeddingWriter
+from reidcore.structure import component_of
 from reidcore.types import Sample
 
 _PLACE = re.compile(r"(test\.\d+\.(root|file|pairs)|train\.\d+\.(root|file)|run\.device|input\.workers)=")
@@ -161,24 +166,36 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         epoch = run_.best_epoch or run_.epoch
         keeping = _keeping(evaluator, loaded, folder)
         results = done.get(epoch) or _evaluate(run_, keeping, model, data.tests, epoch, data.holdout)
-        for position, exporter in enumerate(exporters):
-            _export(loaded, position, exporter, model, data.train.samples or data.targets, folder)
         save_results(folder, results)
         _write_metrics(folder / RESULTS, results)
+        images = _examples(loaded, data.train.samples or data.targets) if exporters else np.empty(0, np.uint8)
+        for position, exporter in enumerate(exporters):
+            name = component_of(loaded.catalog, loaded.recipe.export[position]).name
+            try:
+                exported = export(model, exporter, images, folder / "export" / name, _about(model, loaded, folder))
+            except (ContractError, RunError) as error:
+                again = f"the run is finished; to export it again: reidcore export {folder} --to NAME"
+                raise type(error)(f"{error}; {again}") from None
+            terminal.note(describe_exported(exported))
     finally:
         for logger in loggers:
             logger.close()
 
 
 def evaluate_run(
-    folder: str | Path, overrides: Sequence[str] = (), plugin_files: Sequence[str | Path] = ()
+    folder: str | Path,
+    overrides: Sequence[str] = (),
+    plugin_files: Sequence[str | Path] = (),
+    artifact: str | Path | None = None,
 ) -> dict[str, Result]:
     """Evaluate a finished run's model again, on the tests of its recipe with `KEY=VALUE` overrides.
 
     Features that the run folder has are not extracted again. The results are kept for `compare` if the overrides say
-    nothing but where data and device are.
+    nothing but where data and device are. With `artifact`, an exported file, this is what computes the embeddings, and
+    nothing is kept.
     """
     folder = Path(folder)
+    model: nn.Module
     model, loaded, trained_on = load_trained(folder, overrides=overrides, plugin_files=plugin_files)
     choosing = any(chooses([part.build() for part in test.postprocess]) for test in loaded.recipe.test)
     data = read_data(loaded, train=choosing)
@@ -187,7 +204,13 @@ def evaluate_run(
         raise RunError(f"the recipe of {folder} has no [[test]] table; add --set test.0.name=NAME and its options")
     for test in data.tests:
         test.coverage()
-    evaluator = _keeping(make_evaluator(loaded.recipe, folder), loaded, folder)
+    evaluator = make_evaluator(loaded.recipe, folder)
+    if artifact is not None:
+        opened = open_artifact(Path(artifact), loaded.catalog, str(evaluator.device))
+        if about := opened.about:
+            evaluator = evolve(evaluator, input=evolve(evaluator.input, height=about.height, width=about.width))
+        return evaluator(ArtifactModel(opened), data.tests, data.holdout)
+    evaluator = _keeping(evaluator, loaded, folder)
     results = evaluator(model.to(evaluator.device), data.tests, data.holdout)
     if all(_PLACE.match(override) for override in overrides):
         save_results(folder, results)
@@ -282,26 +305,43 @@ def _compare_tests(name: str, results: Mapping[str, Result]) -> dict[str, Compar
     return compared
 
 
-def load_model(folder: str | Path, device: str = "cpu", plugin_files: Sequence[str | Path] = ()) -> Embedder:
-    """Load the model of a run folder. Raises RunError when there is none."""
-    model, loaded, _ = load_trained(Path(folder), overrides=(f"run.device={device}",), plugin_files=plugin_files)
+def load_model(run: str | Path, device: str = "cpu", plugin_files: Sequence[str | Path] = ()) -> Embedder:
+    """Load the model of a run folder, or a file that was exported. Raises RunError when there is none."""
+    run = Path(run)
+    if run.is_file():
+        return _load_artifact(run, device, discover(map(Path, plugin_files)))
+    model, loaded, _ = load_trained(run, overrides=(f"run.device={device}",), plugin_files=plugin_files)
     evaluator = make_evaluator(loaded.recipe)
-    return Embedder(model.to(evaluator.device).eval(), evaluator, _fingerprint(Path(folder)))
+    return Embedder(model.to(evaluator.device).eval(), evaluator, model.dim, _fingerprint(run))
+
+
+def _load_artifact(file: Path, device: str, catalog: Catalog) -> Embedder:
+    artifact = open_artifact(file, catalog, device)
+    about = artifact.about
+    if about is None:
+        raise RunError(f"{file} does not say how it takes images: it was not written by `reidcore export`")
+    evaluator = Evaluator(
+        input=InputOptions(height=about.height, width=about.width),
+        options=EvaluationOptions(flip=about.flip, distance=about.distance),  # type: ignore[arg-type]
+        metrics=(),
+        device=find_device(device),
+        precision=torch.float32,
+    )
+    # in float32 it has been proven to have the embeddings of the run, and its index can be searched by either
+    same = about.precision == "float32" and not about.unit_length and about.fingerprint
+    fingerprint = same or hashlib.sha256(b"".join(path.read_bytes() for path in artifact.files)).hexdigest()
+    return Embedder(ArtifactModel(artifact).eval(), evaluator, about.dim, fingerprint)
 
 
 class Embedder:
     """A trained model that turns images into embeddings.
 
-    fingerprint: a text that is the same for equal embeddings only, of the weights and what else makes them.
+    dim: the embedding's dimension, D; fingerprint: a text that is the same for equal embeddings only, of the weights
+    and what else makes them.
     """
 
-    def __init__(self, model: Model, evaluator: Evaluator, fingerprint: str) -> None:
-        self.model, self.evaluator, self.fingerprint = model, evaluator, fingerprint
-
-    @property
-    def dim(self) -> int:
-        """The embedding's dimension, D."""
-        return self.model.dim
+    def __init__(self, model: nn.Module, evaluator: Evaluator, dim: int, fingerprint: str) -> None:
+        self.model, self.evaluator, self.dim, self.fingerprint = model, evaluator, dim, fingerprint
 
     def embed(self, images: Sequence[Any], done: Callable[[int], None] = lambda count: None) -> NDArray[np.float32]:
         """Return (N, D) float32 embeddings of paths, PIL images or (H, W, 3) uint8 arrays. Raises DataError.
@@ -456,18 +496,54 @@ def _evaluate(
     return results
 
 
-def _export(
-    loaded: Loaded, position: int, exporter: Any, model: Model, samples: Sequence[Sample], folder: Path
-) -> None:
-    """Export, and prove on real images that the artifact computes the model's embeddings; else leave no file."""
-    from reidcore.export import export
-    from reidcore.structure import component_of
+def export_run(
+    folder: str | Path,
+    name: str,
+    options: Sequence[str] = (),
+    images: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+    plugin_files: Sequence[str | Path] = (),
+) -> Exported:
+    """Export a finished run's model to its folder `export/NAME` by the exporter `name`, with options as `KEY=VALUE`.
 
-    name = component_of(loaded.catalog, loaded.recipe.export[position]).name
+    It is proven, and calibrated, on `images`, by default on training images of the run's recipe with overrides.
+    Raises ReidError, leaving no file, where the exporter cannot, or its file computes something else.
+    """
+    folder = Path(folder)
+    discover(map(Path, plugin_files)).find("exporter", name)
+    chosen = [f"export=[{{name={json.dumps(name)}}}]", *(f"export.0.{option}" for option in options)]
+    try:
+        model, loaded, _ = load_trained(folder, overrides=[*overrides, *chosen], plugin_files=plugin_files)
+    except RecipeError as error:
+        raise RecipeError(text.replace("--set export.0.", "--option ") for text in error.problems) from None
+    exporter = loaded.recipe.export[0].build()
+    if images:
+        samples: Sequence[Sample] = [Sample(image) for image in images]
+    else:
+        data = read_data(loaded)
+        samples = data.train.samples or data.targets
+    target = folder / "export" / component_of(loaded.catalog, loaded.recipe.export[0]).name
+    model = model.to(find_device(loaded.recipe.run.device))
+    return export(model, exporter, _examples(loaded, samples), target, _about(model, loaded, folder))
+
+
+def _examples(loaded: Loaded, samples: Sequence[Sample]) -> NDArray[np.uint8]:
+    """Return up to 256 images, evenly chosen, as (N, H, W, 3)."""
     resize = Resize(loaded.recipe.input.height, loaded.recipe.input.width)
-    chosen = [samples[index] for index in np.linspace(0, len(samples) - 1, min(8, len(samples)), dtype=int)]
-    images = np.stack([resize(read_image(sample)).permute(1, 2, 0).numpy() for sample in chosen])
-    export(model, exporter, images, folder / "export" / name)
+    chosen = [samples[index] for index in np.linspace(0, len(samples) - 1, min(256, len(samples)), dtype=int)]
+    return np.stack([resize(read_image(sample)).permute(1, 2, 0).numpy() for sample in chosen])
+
+
+def _about(model: Model, loaded: Loaded, folder: Path) -> About:
+    """Return what exported files say of a run's model."""
+    options = loaded.recipe.evaluation
+    return evolve(
+        About.of(model, loaded.recipe.input.height, loaded.recipe.input.width),
+        flip=options.flip,
+        distance=options.distance,
+        fingerprint=_fingerprint(folder),
+        recipe=(folder / RECIPE).read_text("utf-8"),
+    )
 
 
 def _read_metrics(file: Path) -> dict[str, dict[str, float]]:
@@ -506,4 +582,14 @@ def _interruptible(run: Run) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-__all__ = ["DataError", "Embedder", "Finished", "ReidError", "evaluate_run", "load_model", "load_recipe", "run"]
+__all__ = [
+    "DataError",
+    "Embedder",
+    "Finished",
+    "ReidError",
+    "evaluate_run",
+    "export_run",
+    "load_model",
+    "load_recipe",
+    "run",
+]

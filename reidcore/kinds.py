@@ -256,11 +256,19 @@ class Exporter(Protocol):
         """Largest accepted 1 - cosine between the artifact's embeddings and the model's."""
 
     def export(self, model: Any, images: NDArray[Any], folder: Path) -> Artifact:
-        """Write `model` into `folder`; `images` (B, H, W, 3) uint8 are real examples."""
+        """Write `model` into `folder`; `images` (B, H, W, 3) uint8 are real examples, up to 256 of them.
+
+        With a fourth parameter `about` it is also given what the file should say of itself, a `reidcore.export.About`.
+        """
 
 
 class ExporterConfig(Protocol):
-    """Options of an exporter."""
+    """Options of an exporter.
+
+    One whose files can be run without the model has their ends in `suffixes`, (".onnx",), and a static method
+    `open(file, device) -> Artifact`. Such an artifact has a property `about`, the `reidcore.export.About` that its file
+    holds or None. It may have a method `run_tensors`, which is `run` from and to tensors on its device.
+    """
 
     def build(self) -> Exporter:
         """Build it."""

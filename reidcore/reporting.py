@@ -7,13 +7,16 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Column, Table
 
 from reidcore.errors import RunError, os_message
+
+if TYPE_CHECKING:
+    from reidcore.export import Exported
 
 PLAIN_SECONDS = 10.0
 PATIENCE_SECONDS = 2.0
@@ -201,6 +204,16 @@ def describe_chosen(chosen: Mapping[str, float]) -> str:
     """Return what was chosen as the end of a text, "; chosen on held-out identities: dsr blend = 0.8", or nothing."""
     values = ", ".join(f"{name} = {value:g}" for name, value in chosen.items())
     return f"; chosen on held-out identities: {values}" if values else ""
+
+
+def describe_exported(exported: Exported) -> str:
+    """Return what was written and what was proven, as one line."""
+    files = " and ".join(f"{file} ({file.stat().st_size / 1e6:.1f} MB)" for file in exported.files)
+    batches = ", ".join(map(str, exported.batches[:-1]))
+    return (
+        f"{files}: on {exported.images} images, in batches of {batches} and {exported.batches[-1]}, no embedding "
+        f"differs from the model's by more than {exported.difference:.1e} (1 - cosine)"
+    )
 
 
 def metrics_table(rows: Mapping[str, tuple[Mapping[str, float], str]], intervals: bool = False) -> Table:

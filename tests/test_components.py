@@ -82,7 +82,7 @@ def test_the_block_of_every_part_can_be_pasted_as_it_is(kind, name, write, reidc
     loaded = load_recipe(recipe)
     component = CATALOG.find(kind, name)
     table = tomli.loads(TEST + pasted)
-    key = {"dataset": "train", "postprocessor": "test"}.get(kind, kind)
+    key = {"dataset": "train", "postprocessor": "test", "exporter": "export"}.get(kind, kind)
     part = table[key][0] if isinstance(table[key], list) else table[key]
     part = part["postprocess"][0] if kind == "postprocessor" else part
     assert part["name"] == name

@@ -78,9 +78,9 @@ ONE_MISTAKE = {
         "6: backbone.name: no backbone is called 'nowhere:resnet50'; no plugin 'nowhere' is installed "
         "(its package may be called reid-nowhere); there is 'core:resnet50'",
     ),
-    "a kind without components": (
+    "a name that is like no other": (
         '[[export]]\nname = "nowhere"',
-        "6: export.0.name: no exporter is called 'nowhere'; no installed plugin offers one",
+        "6: export.0.name: no exporter is called 'nowhere'; there are caffe, onnx, openvino",
     ),
     "a missing name": (
         "[[metric]]\nranks = [1]",

@@ -95,7 +95,7 @@ AGREED = {
     "neither type": ('[[loss]]\nname = "triplet"\non = [1]', False),
     "a table that should be several": ('[test]\nname = "folder"', False),
     "several tables that should be one": ('[[head]]\nname = "bnneck"', False),
-    "a kind without components": ('[[export]]\nname = "nowhere"', False),
+    "a name that is like no other": ('[[export]]\nname = "nowhere"', False),
     "requirements": ('requires = ["attrs"]', True),
     "requirements that are no list": ('requires = "attrs"', False),
     "versions": ('[versions]\ntorch = "2.6"\nnumber = 3', True),

@@ -23,6 +23,8 @@ VERBS = {
     "plugins": "list the installed plugins and what became of them",
     "new-plugin": "write a package with a part of your own, to start from",
     "evaluate": "evaluate a finished run again",
+    "export": "write a run's model for another engine, and prove that it computes the same",
+    "import": "make an ONNX file of a model of Caffe's",
     "compare": "set runs side by side, and say which differences are more than chance",
     "embed": "write the embeddings of images to a file",
     "index": "make files of embeddings searchable",

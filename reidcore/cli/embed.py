@@ -11,7 +11,7 @@ from reidcore.retrieval.store import refuse_existing
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("run", metavar="RUN", help="a run folder, or a file that `export` wrote")
     parser.add_argument("images", metavar="IMAGES", nargs="+", type=Path, help="images, and folders of images")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="a new file for `index`")
     parser.add_argument("--device", default="auto", help="'auto', 'cpu', 'cuda' or 'cuda:1' (default: auto)")

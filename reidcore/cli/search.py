@@ -20,7 +20,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("index", metavar="INDEX", help="a folder that `index` made")
     parser.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="what to look for: images, and folders")
     parser.add_argument(
-        "--run", metavar="RUN", required=True, help="the run folder that the index's embeddings are from"
+        "--run",
+        metavar="RUN",
+        required=True,
+        help="the run folder, or exported file, of the index's embeddings",
     )
     parser.add_argument("-k", type=int, default=10, help="how many to find for each image (default: 10)")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -21,7 +21,7 @@ import pytest
 from reidcore.catalog import Catalog, discover
 from reidcore.kinds import KINDS
 from reidcore.testing.kit import Kit
-from reidcore.testing.toys import Done, run_cli, tiny_recipe, toy_data
+from reidcore.testing.toys import Done, run_cli, seem_trained, tiny_recipe, toy_data
 
 
 def contract(
@@ -84,4 +84,4 @@ def _components(catalog: Catalog, plugin: str) -> list[tuple[str, Any]]:
     raise ReidError(f"no plugin is called '{plugin}'; there are {names}")
 
 
-__all__ = ["Catalog", "Done", "Kit", "contract", "run_cli", "tiny_recipe", "toy_data"]
+__all__ = ["Catalog", "Done", "Kit", "contract", "run_cli", "seem_trained", "tiny_recipe", "toy_data"]

@@ -28,7 +28,7 @@ from reidcore.checkpoint import WEIGHTS, load_tensors
 from reidcore.errors import ContractError, RecipeError, RunError
 from reidcore.kinds import KINDS
 from reidcore.testing.kit import SIZES, Kit
-from reidcore.testing.toys import tiny_recipe
+from reidcore.testing.toys import seem_trained, tiny_recipe
 from reidcore.types import Batch, Features, Output, Parts, Sample, Step, Stream
 
 CLASSES, DIM = 5, 16
@@ -291,7 +291,8 @@ def _build_arguments(kit: Kit) -> tuple[Any, ...]:
 
 
 def forward_can_be_exported(kit: Kit) -> None:
-    """`torch.export` traces the forward pass of evaluation, and the graph computes the same."""
+    """`torch.export` traces the forward pass of evaluation for any batch (`x.shape[0]`, not `len(x)`, is its size), and
+    the graph computes the same."""
     network = _network(kit)
     inputs = network.inputs(2)
     tensors = tuple(_leaves(inputs))
@@ -314,9 +315,11 @@ def forward_can_be_exported(kit: Kit) -> None:
             return _leaves(network.run(self.part, filled))
 
     plain = Plain().eval()
+    batch = torch.export.Dim("batch", min=1)
     with torch.no_grad():
-        exported = torch.export.export(plain, tensors).module()
-        _close(list(exported(*tensors)), list(plain(*tensors)))
+        exported = torch.export.export(plain, tensors, dynamic_shapes=(tuple({0: batch} for _ in tensors),)).module()
+        more = tuple(_leaves(network.inputs(5)))
+        _close(list(exported(*more)), list(plain(*more)))
 
 
 # backbones
@@ -873,13 +876,25 @@ def trains_a_model_that_can_be_evaluated(kit: Kit) -> None:
 
 
 def artifact_computes_what_the_model_does(kit: Kit) -> None:
-    """The core's own proof: embeddings of the artifact are the model's within the tolerance."""
+    """The core's own proof: embeddings of the artifact are the model's within the tolerance, and are again those of a
+    file that can be opened without the model."""
     from reidcore.export import export
 
-    images = np.random.default_rng(0).integers(0, 256, (2, *SIZES[0], 3)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (8, *SIZES[0], 3)).astype(np.uint8)
+    model = seem_trained(_model(kit.catalog))
     with TemporaryDirectory() as folder:
-        artifact = export(_model(kit.catalog), kit.build(), images, Path(folder) / "export")
-        assert artifact.files and all(Path(file).is_file() for file in artifact.files)
+        exporter = kit.build()
+        files = [Path(file) for file in export(model, exporter, images, Path(folder) / "export").files]
+        assert files and all(file.is_file() for file in files)
+        suffixes = getattr(kit.component.config, "suffixes", ())
+        assert not suffixes or any(file.suffix in suffixes for file in files)
+        for file in (file for file in files if file.suffix in suffixes):
+            opened = kit.component.config.open(file, "cpu")  # type: ignore[attr-defined]
+            assert opened.about is None or opened.about.dim == model.dim
+            found = torch.from_numpy(np.asarray(opened.run(images)["embedding"], np.float32))
+            with torch.no_grad():
+                expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).embedding
+            assert (1 - torch.cosine_similarity(found, expected)).max() <= exporter.tolerance
 
 
 _NETWORK = (

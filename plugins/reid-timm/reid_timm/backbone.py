@@ -137,7 +137,7 @@ class TimmBackbone(nn.Module):
         if getattr(self.model, "fc_norm", None) is not None:  # the last norm, of models that pool before it
             x = self.model.fc_norm(x)
         image = x[:, -self.grid[0] * self.grid[1] :]
-        maps = {self.last: image.transpose(1, 2).reshape(len(x), -1, *self.grid)}
+        maps = {self.last: image.transpose(1, 2).reshape(x.shape[0], -1, *self.grid)}
         if self.has_token:
             maps["token"] = x[:, 0, :, None, None]
         return maps

@@ -80,9 +80,9 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor, want: Sequence[str], cameras: Tensor | None = None) -> Mapping[str, Tensor]:
         """(B, 3, ., .) normalised, (B,) cameras -> `patches` (B, D, H, W) and `token` (B, D, 1, 1), if wanted."""
         grid = self.conv_proj(images)
-        tokens = torch.cat([self.class_token.expand(len(grid), -1, -1), grid.flatten(2).transpose(1, 2)], 1)
+        tokens = torch.cat([self.class_token.expand(grid.shape[0], -1, -1), grid.flatten(2).transpose(1, 2)], 1)
         if self.cameras:
-            tokens = tokens + self.camera_weight * self.camera_embedding[self._slots(cameras, len(grid))]
+            tokens = tokens + self.camera_weight * self.camera_embedding[self._slots(cameras, grid.shape[0])]
         tokens = self.encoder(tokens).transpose(1, 2)
         maps = {"patches": tokens[:, :, 1:].reshape(grid.shape), "token": tokens[:, :, :1, None]}
         return {name: maps[name] for name in want}

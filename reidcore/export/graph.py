@@ -1,0 +1,249 @@
+"""ONNX graphs of models: traced, named after the modules, and in other precisions. B batch, H W image, D embedding."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from ast import literal_eval
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from reidcore.errors import ContractError
+from reidcore.export.proof import About, Inference
+
+IMAGES, BATCH = "images", "batch"
+"""The names of a graph's input and of its first dimension."""
+
+PRECISE = ("BatchNormalization", "InstanceNormalization", "Pow", "ReduceMean")
+"""Operations that float16 is too coarse for: sums over positions, and the necks that scale small differences up."""
+
+
+class _Program(nn.Module):
+    """What a file computes of its input: (B, H, W, 3) uint8, or without `fold` (B, 3, H, W) normalised float32."""
+
+    def __init__(self, model: Any, fold: bool, unit_length: bool) -> None:
+        super().__init__()
+        self.model = Inference(copy.deepcopy(model).cpu().eval())
+        self.fold, self.unit_length = fold, unit_length
+        if not fold:
+            self.model.normalize = nn.Identity()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        found = self.model(images.permute(0, 3, 1, 2) if self.fold else images)
+        if self.unit_length:
+            found["embedding"] = F.normalize(found["embedding"])
+        return tuple(value.float() for value in found.values())
+
+
+def trace(
+    model: Any, about: About, *, fold: bool = True, unit_length: bool = False, opset: int = 18
+) -> onnx.ModelProto:
+    """Return the graph of a model in evaluation mode, checked by onnx, with any number of images.
+
+    Its input "images" is (B, H, W, 3) uint8 RGB, or without `fold` (B, 3, H, W) float32, normalised. Its outputs are
+    "embedding", (B, D) float32, of length 1 with `unit_length`, and the extras by their names. Nodes are called after
+    the model's modules. Raises ContractError, which names what cannot be expressed.
+    """
+    program = _Program(model, fold, unit_length)
+    names = ["embedding", *model.aggregator.extras]
+    shape = (2, about.height, about.width, 3) if fold else (2, 3, about.height, about.width)
+    example = torch.zeros(shape, dtype=torch.uint8 if fold else torch.float32)
+    with _quiet(), _plain_attention(), torch.no_grad():
+        try:
+            exported = torch.export.export(program, (example,), dynamic_shapes=({0: torch.export.Dim(BATCH, min=1)},))
+            written = torch.onnx.export(
+                exported,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[IMAGES],
+                output_names=names,
+                verbose=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            raise ContractError(f"the model cannot be written as ONNX: {_cause(error)}") from None
+    assert written is not None
+    graph = written.model_proto
+    _name_after_modules(graph)
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.ClearField("metadata_props")
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    del graph.graph.value_info[:]
+    graph.graph.name = "reidcore"
+    return describe(graph, about)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Have torch compute attention by operations that any engine has, not by its one kernel for inference."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of what went wrong at first."""
+    while error.__cause__:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def describe(graph: onnx.ModelProto, about: About) -> onnx.ModelProto:
+    """Write into a graph what it is, and check it."""
+    del graph.metadata_props[:]
+    onnx.helper.set_model_props(graph, about.texts())
+    graph.producer_name, graph.producer_version = "reidcore", about.version
+    onnx.checker.check_model(graph, full_check=True)
+    return graph
+
+
+def _name_after_modules(graph: onnx.ModelProto) -> None:
+    """Call each node after its module, "backbone.layer1.0.conv1", and drop what the tracer noted, paths among it."""
+    taken: Counter[str] = Counter()
+    for node in graph.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "[]")
+        inner = [scope.removeprefix("model.") for scope in literal_eval(scopes)[1:-1] if scope != "model"]
+        name = f"{inner[-1]}.{node.op_type}" if inner else node.op_type
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    graph.ClearField("metadata_props")
+    graph.graph.ClearField("metadata_props")
+    for initializer in graph.graph.initializer:
+        initializer.ClearField("metadata_props")
+
+
+def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with float16 weights and arithmetic, but for its input, its outputs and what is `PRECISE`."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    first = next(i for i, node in enumerate(graph.graph.node) if node.op_type == "Conv")
+    with _quiet():
+        halved: onnx.ModelProto = convert_float_to_float16(
+            copy.deepcopy(graph),
+            keep_io_types=True,
+            op_block_list=[*DEFAULT_OP_BLOCK_LIST, *PRECISE],
+            node_block_list=[node.name for node in graph.graph.node[:first]],  # pixel values and their mean
+        )
+        ONNXModel(halved).topological_sort()
+    return halved
+
+
+def quantize(graph: onnx.ModelProto, images: NDArray[Any], *, symmetric: bool = False) -> onnx.ModelProto:
+    """Return the graph with 8-bit convolutions and products, as explicit quantisation (QDQ) with static ranges.
+
+    `images`, what the graph takes, are to calibrate with. Weights have a scale a channel and no zero point. With
+    `symmetric` activations have none either, and only what goes into convolutions, products and sums is rounded.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(np.array_split(images, -(-len(images) // 16)))
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {IMAGES: batch}
+
+    sums = ["Conv", "Gemm", "MatMul", "Add"]
+    folded = copy.deepcopy(graph)
+    pixels = None if symmetric else _fold_normalization(folded)
+    with TemporaryDirectory() as folder, _quiet():
+        file = Path(folder) / "int8.onnx"
+        quantize_static(
+            folded,
+            file,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=sums if symmetric else [*sums, "Relu", "MaxPool", "AveragePool", "Concat"],
+            extra_options={
+                "ActivationSymmetric": symmetric,
+                "OpTypesToExcludeOutputQuantization": sums if symmetric else [],
+                "TensorQuantOverrides": pixels or {},
+            },
+        )
+        quantized = onnx.load(file)
+    if pixels:
+        _take_pixels_as_they_are(quantized)
+    return quantized
+
+
+def _fold_normalization(graph: onnx.ModelProto) -> dict[str, Any]:
+    """Move the normalisation of pixel values x into the first convolution: W((x - m) s) = (W s)(x - z) + W s (z - m).
+
+    So the pixel values, 8-bit numbers with the zero point z, are what is convolved, and a small network does not spend
+    a quarter of its time on them. z is the mean over the three channels: where the convolution pads, it sees this grey
+    in the place of each channel's own mean. Returns how the values are to be rounded, nothing where there is no such
+    convolution.
+    """
+    nodes, weights = graph.graph.node, {tensor.name: tensor for tensor in graph.graph.initializer}
+    if [node.op_type for node in nodes[:5]] != ["Transpose", "Cast", "Sub", "Mul", "Conv"]:
+        return {}
+    _, _, sub, mul, conv = nodes[:5]
+    if sum(mul.output[0] in node.input for node in nodes) > 1:
+        return {}
+    mean, scale = (onnx.numpy_helper.to_array(weights[node.input[1]]) for node in (sub, mul))
+    kernel = onnx.numpy_helper.to_array(weights[conv.input[1]]) * scale
+    zero = float(np.round(mean.mean()))
+    bias = onnx.numpy_helper.to_array(weights[conv.input[2]]) if len(conv.input) > 2 else 0
+    bias = bias + (kernel * (zero - mean)).sum((1, 2, 3))
+    for name, values in (("pixels.zero", np.array(zero)), ("pixels.kernel", kernel), ("pixels.bias", bias)):
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    sub.input[1] = "pixels.zero"
+    conv.input[:] = [sub.output[0], "pixels.kernel", "pixels.bias"]
+    nodes.remove(mul)
+    _drop_unused(graph)
+    return {sub.output[0]: [{"scale": np.array(1, np.float32), "zero_point": np.array(zero, np.uint8)}]}
+
+
+def _take_pixels_as_they_are(graph: onnx.ModelProto) -> None:
+    """Leave out what makes floating-point numbers of the pixel values, and of these the same 8-bit numbers again."""
+    nodes = graph.graph.node
+    sub = next(node for node in nodes if node.op_type == "Sub" and node.input[1] == "pixels.zero")
+    cast = next(node for node in nodes if node.output[0] == sub.input[0])
+    rounded = next(node for node in nodes if node.op_type == "QuantizeLinear" and node.input[0] == sub.output[0])
+    for node in nodes:
+        node.input[:] = [cast.input[0] if name == rounded.output[0] else name for name in node.input]
+    for node in (cast, sub, rounded):
+        nodes.remove(node)
+    _drop_unused(graph)
+
+
+def _drop_unused(graph: onnx.ModelProto) -> None:
+    """Leave out weights that no node reads."""
+    used = {name for node in graph.graph.node for name in node.input}
+    weights = [tensor for tensor in graph.graph.initializer if tensor.name in used]
+    del graph.graph.initializer[:]
+    graph.graph.initializer.extend(weights)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' remarks on their own progress from the user."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
