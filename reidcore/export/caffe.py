@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from attrs import field, frozen
 from google.protobuf import text_format
 from numpy.typing import NDArray
@@ -45,7 +46,11 @@ class CaffeExporter:
 
     def export(self, model: Any, images: NDArray[Any], folder: Path, about: About) -> CaffeArtifact:
         """Write `model` into `folder`. Raises ContractError, which names the layer that Caffe cannot express."""
-        net = write_net(trace(model, about))
+        return self.write(trace(model, about), folder, about)
+
+    def write(self, graph: onnx.ModelProto, folder: Path, about: About) -> CaffeArtifact:
+        """Write the graph of a model."""
+        net = write_net(graph)
         weights = folder / "model.caffemodel"
         weights.write_bytes(net.SerializeToString(deterministic=True))
         for layer in net.layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from reidcore.export.graph import BATCH, IMAGES, describe
 from reidcore.export.proof import About
 
 OPSET = 18
+_OLD = re.compile(r"^\s*layers\s*[:{]", re.MULTILINE)
 
 
 def read_net(prototxt: Path, caffemodel: Path) -> Any:
@@ -32,14 +34,15 @@ def read_net(prototxt: Path, caffemodel: Path) -> Any:
     except OSError as error:
         raise RunError(os_message(error, "read", Path(error.filename))) from None
     try:
-        text_format.Parse(text, net)
+        if not _OLD.search(text):
+            text_format.Parse(text, net)
     except text_format.ParseError as error:
         raise RunError(f"{prototxt}:{error.GetLine()}: {error}; expected a network of Caffe for inference") from None
     try:
         trained.ParseFromString(weights)
     except DecodeError:
         raise RunError(f"{caffemodel} holds no weights of Caffe") from None
-    if net.layers or (trained.layers and not trained.layer):
+    if _OLD.search(text) or (trained.layers and not trained.layer):
         raise RunError(
             f"{prototxt} is written as Caffe did in 2014 ('layers'); convert it by Caffe's upgrade_net_proto_text and "
             "upgrade_net_proto_binary first"

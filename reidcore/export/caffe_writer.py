@@ -94,10 +94,13 @@ class _Writer:
         return free
 
     def _rename(self, blob: str, name: str) -> None:
-        """Call an output blob, which no in-place layer has, by the graph's name."""
+        """Call an output by the graph's name: the blob, and its layer, by which OpenCV knows outputs."""
+        made_by = next(layer for layer in self.net.layer if blob in layer.top)
+        if made_by.type == "Input" or len(made_by.top) > 1:
+            made_by = self._layer("Power", blob)
+            blob = made_by.top[0]
+        made_by.name = name
         for layer in self.net.layer:
-            if list(layer.top) == [blob]:
-                layer.name = name  # by which OpenCV knows outputs
             layer.top[:] = [name if top == blob else top for top in layer.top]
             layer.bottom[:] = [name if bottom == blob else bottom for bottom in layer.bottom]
 
