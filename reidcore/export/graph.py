@@ -178,6 +178,7 @@ def quantize(graph: onnx.ModelProto, images: NDArray[Any], *, symmetric: bool = 
             extra_options={
                 "ActivationSymmetric": symmetric,
                 "OpTypesToExcludeOutputQuantization": sums if symmetric else [],
+                "QuantizeBias": not symmetric,
                 "TensorQuantOverrides": pixels or {},
             },
         )
