@@ -207,11 +207,11 @@ def describe_chosen(chosen: Mapping[str, float]) -> str:
 
 
 def describe_exported(exported: Exported) -> str:
-    """Return what was written and what was proven, as one line."""
+    """Return what was written, and what was proven."""
     files = " and ".join(f"{file} ({file.stat().st_size / 1e6:.1f} MB)" for file in exported.files)
     batches = ", ".join(map(str, exported.batches[:-1]))
     return (
-        f"{files}: on {exported.images} images, in batches of {batches} and {exported.batches[-1]}, no embedding "
+        f"{files}\nproven on {exported.images} images in batches of {batches} and {exported.batches[-1]}: no embedding "
         f"differs from the model's by more than {exported.difference:.1e} (1 - cosine)"
     )
 

@@ -81,7 +81,7 @@ class Every(nn.Module):
         )
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def everything(backbone: str, options: tuple[tuple[str, object], ...] = (), size: tuple[int, int] = (64, 32)) -> Model:
     """Return a model with all aggregators that go with a backbone, and all heads."""
     torch.manual_seed(0)
