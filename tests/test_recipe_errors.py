@@ -79,8 +79,8 @@ ONE_MISTAKE = {
         "(its package may be called reid-nowhere); there is 'core:resnet50'",
     ),
     "a name that is like no other": (
-        '[[export]]\nname = "nowhere"',
-        "6: export.0.name: no exporter is called 'nowhere'; there are caffe, onnx, openvino",
+        '[[metric]]\nname = "nowhere"',
+        "6: metric.0.name: no metric is called 'nowhere'; there are cmc, map, minp, recall, roc",
     ),
     "a missing name": (
         "[[metric]]\nranks = [1]",
