@@ -282,6 +282,17 @@ def test_a_model_that_cannot_be_traced_is_refused_with_the_reason(model):
         trace(broken, About.of(broken, *SIZE))
 
 
+def test_a_model_that_counts_its_images_is_told_how_to(model):
+    class Counts(torch.nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)) * torch.ones(len(x), 1)
+
+    broken = copy.deepcopy(model)
+    broken.aggregator.pool = Counts()
+    with pytest.raises(ContractError, match=r"takes the number of images for a constant, .*write x\.shape\[0\]"):
+        trace(broken, About.of(broken, *SIZE))
+
+
 # files that are there
 
 

@@ -60,7 +60,7 @@ def trace(
     names = ["embedding", *model.aggregator.extras]
     shape = (2, about.height, about.width, 3) if fold else (2, 3, about.height, about.width)
     example = torch.zeros(shape, dtype=torch.uint8 if fold else torch.float32)
-    with _quiet(), _plain_attention(), torch.no_grad():
+    with _quiet(), torch.no_grad():
         try:
             exported = torch.export.export(program, (example,), dynamic_shapes=({0: torch.export.Dim(BATCH, min=1)},))
             written = torch.onnx.export(
@@ -84,19 +84,10 @@ def trace(
     return describe(graph, about)
 
 
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Have torch compute attention by operations that any engine has, not by its one kernel for inference."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
 def _cause(error: BaseException) -> str:
-    """Return the first line of what went wrong at first."""
+    """Return the first line of what went wrong at first, or what is to be done where it is known."""
+    if "specialized it to be a constant" in str(error):
+        return "it takes the number of images for a constant, as len(x) does; write x.shape[0]"
     while error.__cause__:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
