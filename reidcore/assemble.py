@@ -126,7 +126,7 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
         Test(
             label=loaded.label(position),
             splits=read(test.dataset),
-            protocol="all-cameras" if (test.cameras, test.protocol) == ("ignore", "cross-camera") else test.protocol,
+            protocol="all-cameras" if (test.cameras, test.compared) == ("ignore", "cross-camera") else test.compared,
             postprocess=tuple(part.build() for part in test.postprocess),
             source=number(test.dataset),
             known_cameras=[entry.dataset for entry in recipe.train] == [test.dataset],  # joined sets are renumbered

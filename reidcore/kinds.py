@@ -275,7 +275,10 @@ class ExporterConfig(Protocol):
 
 
 class DatasetConfig(Protocol):
-    """Options of a data set; the built part is its lists of samples."""
+    """Options of a data set; the built part is its lists of samples.
+
+    One that is published with a protocol of its own has its name in `protocol`, which no option can be called.
+    """
 
     def build(self) -> Splits:
         """Read the lists (not the images)."""

@@ -67,8 +67,19 @@ class TestSet:
 
     label: str = option("", help="what results call it; the data set's name when empty")
     protocol: Literal[
-        "cross-camera", "multi-query", "single-gallery-shot", "all-cameras", "in-shop", "vehicleid", "verification"
-    ] = option("cross-camera", help="what is compared, what counts as a match and as junk")
+        "auto",
+        "cross-camera",
+        "multi-query",
+        "single-gallery-shot",
+        "all-cameras",
+        "in-shop",
+        "vehicleid",
+        "verification",
+    ] = option(
+        "auto",
+        help="what is compared, what counts as a match and as junk; 'auto' is what the data set is published with, "
+        "cross-camera where it says nothing",
+    )
     cameras: Literal["use", "ignore"] = option("use", help="'ignore' for a set without cameras")
     query_transform: tuple[TransformConfig, ...] = option(
         (), help="transforms of the queries, in order: what the test is to be harder by, the same at every evaluation"
@@ -76,10 +87,16 @@ class TestSet:
     postprocess: tuple[PostprocessorConfig, ...] = option((), help="post-processors in order")
     dataset: DatasetConfig = _inline()
 
+    @property
+    def compared(self) -> str:
+        """The protocol, chosen."""
+        own: str = getattr(self.dataset, "protocol", "cross-camera")
+        return own if self.protocol == "auto" else self.protocol
+
     def __attrs_post_init__(self) -> None:
         if self.cameras == "ignore" and self.protocol in ("multi-query", "single-gallery-shot"):
             raise ValueError(f"protocol '{self.protocol}' compares across cameras; expected cameras = \"use\"")
-        if self.postprocess and self.protocol == "verification":
+        if self.postprocess and self.compared == "verification":
             raise ValueError("protocol 'verification' compares pairs; there is no ranking to post-process")
 
 

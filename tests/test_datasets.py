@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from reidcore.builtin.modules.datasets import csv_table, dukemtmc, folder, market1501, msmt17
+from reidcore.builtin.modules.datasets import csv_table, folder
+from reidcore.builtin.modules.published import dukemtmc, market1501, msmt17
 from reidcore.errors import DataError
 from reidcore.types import UNKNOWN, Sample, Splits
 

@@ -1,10 +1,10 @@
-"""Data sets of the core."""
+"""Data sets in general forms, and one that draws itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from attrs import frozen
 
@@ -38,45 +38,10 @@ class Csv:
 
 
 @frozen(kw_only=True)
-class Market1501:
-    """Market-1501 (Zheng et al. 2015): 751 + 750 people, 6 cameras."""
-
-    root: Path = option(help="folder that holds bounding_box_train/, query/ and bounding_box_test/")
-
-    def build(self) -> Splits:
-        from reidcore.builtin.modules.datasets import market1501
-
-        return market1501(self.root)
-
-
-@frozen(kw_only=True)
-class DukeMTMC:
-    """DukeMTMC-reID (Ristani et al. 2016, Zheng et al. 2017): 702 + 702 people, 8 cameras."""
-
-    root: Path = option(help="folder that holds bounding_box_train/, query/ and bounding_box_test/")
-
-    def build(self) -> Splits:
-        from reidcore.builtin.modules.datasets import dukemtmc
-
-        return dukemtmc(self.root)
-
-
-@frozen(kw_only=True)
-class MSMT17:
-    """MSMT17, first or second version (Wei et al. 2018): 1,041 + 3,060 people, 15 cameras."""
-
-    root: Path = option(help="folder that holds the images and list_train.txt, list_query.txt, …")
-    validation: bool = option(False, help="train on the images of list_val.txt too")
-
-    def build(self) -> Splits:
-        from reidcore.builtin.modules.datasets import msmt17
-
-        return msmt17(self.root, self.validation)
-
-
-@frozen(kw_only=True)
 class LFW:
     """Pairs to verify in the form of Labeled Faces in the Wild (Huang et al. 2007): for the protocol verification."""
+
+    protocol: ClassVar = "verification"
 
     root: Path = option(help="folder that holds <name>/<name>_<0001>.jpg")
     pairs: Path = option(help="the list: lines '<name> <n> <m>' and '<name> <n> <other name> <m>'")
@@ -119,11 +84,8 @@ class Synthetic:
 
 @hookimpl
 def reidcore_datasets() -> Iterator[Component]:
-    """Offer data sets in general forms, published ones, and drawings."""
+    """Offer data sets in general forms, and drawings."""
     yield Component(name="folder", config=Folder)
     yield Component(name="csv", config=Csv)
-    yield Component(name="market1501", config=Market1501)
-    yield Component(name="dukemtmc", config=DukeMTMC)
-    yield Component(name="msmt17", config=MSMT17)
     yield Component(name="lfw", config=LFW)
     yield Component(name="synthetic", config=Synthetic)

@@ -13,9 +13,6 @@ from reidcore.errors import DataError
 from reidcore.types import UNKNOWN, Sample, Splits
 
 _FOLDER = re.compile(r"(-?\d{1,18})_c(\d{1,18})(?:_.*)?")
-_MARKET = re.compile(r"(-?\d+)_c(\d)s\d+_.*")
-_DUKE = re.compile(r"(-?\d+)_c(\d)_f\d+")
-_MSMT = re.compile(r"((?:.*/)?\d+_\d+_(\d+)_[^/]*) (\d+)")
 _SPLITS = ("train", "query", "gallery")
 
 
@@ -24,87 +21,14 @@ def folder(root: Path) -> Splits:
 
     A set may lack `train`, or both `query` and `gallery`. Raises DataError when a folder or a name is wrong.
     """
-    _require_folder(root, "train/, query/ and gallery/ with files <identity>_c<camera>_<anything>.<ext>")
+    require_folder(root, "train/, query/ and gallery/ with files <identity>_c<camera>_<anything>.<ext>")
     if not any((root / split).is_dir() for split in _SPLITS):
         raise DataError(f"{root} holds none of train/, query/ and gallery/; put the images into these folders")
     if (root / "query").is_dir() != (root / "gallery").is_dir():
         found, lacking = ("query", "gallery") if (root / "query").is_dir() else ("gallery", "query")
         raise DataError(f"{root} holds {found}/ but no {lacking}/; a test needs both")
-    train, query, gallery = (_read(root / split, _FOLDER, "<identity>_c<camera>_<anything>") for split in _SPLITS)
+    train, query, gallery = (read_folder(root / split, _FOLDER, "<identity>_c<camera>_<anything>") for split in _SPLITS)
     return Splits(train, query, gallery)
-
-
-def market1501(root: Path) -> Splits:
-    """Read Market-1501: images of identity -1 are left out, those of identity 0 are distractors of the gallery.
-
-    Raises DataError when a folder is missing; notes a count that is not the published one.
-    """
-    form = (_MARKET, "<identity>_c<camera>s<sequence>_<frame>")
-    return _bounding_boxes(root, "Market-1501-v15.09.15", form, (12936, 3368, 15913))
-
-
-def dukemtmc(root: Path) -> Splits:
-    """Read DukeMTMC-reID. Raises DataError when a folder is missing; notes a count that is not the published one."""
-    return _bounding_boxes(root, "DukeMTMC-reID", (_DUKE, "<identity>_c<camera>_f<frame>"), (16522, 2228, 17661))
-
-
-def _bounding_boxes(
-    root: Path, name: str, form: tuple[re.Pattern[str], str], published: tuple[int, int, int]
-) -> Splits:
-    layout = f"bounding_box_train/, query/ and bounding_box_test/ of {name}"
-    _require_folder(root, layout)
-    parts = []
-    for folder in ("bounding_box_train", "query", "bounding_box_test"):
-        _require_folder(root / folder, layout)
-        samples = _read(root / folder, *form)
-        parts.append(tuple(sample for sample in samples if sample.identity != UNKNOWN))
-    train, query, gallery = parts
-    return Splits(train, query, gallery, _unlike(root, parts, published))
-
-
-def _unlike(root: Path, parts: Sequence[Sequence[Sample]], published: Sequence[int]) -> list[str]:
-    return [
-        f"{root}: found {len(part)} {split} images; published {count}"
-        for split, part, count in zip(_SPLITS, parts, published, strict=True)
-        if len(part) != count
-    ]
-
-
-def msmt17(root: Path, validation: bool = False) -> Splits:
-    """Read MSMT17 in its first or second version, by its lists; with `validation` that list is trained on too.
-
-    Test identities, which the lists count from 0 again, follow those of training. Raises DataError when a folder or a
-    list is missing, and with all faulty lines; notes a count that is not the published one.
-    """
-    layout = "train/, test/ (or mask_train_v2/, mask_test_v2/) and list_train.txt, list_val.txt, list_query.txt, "
-    _require_folder(root, layout + "list_gallery.txt of MSMT17")
-    folders = ("mask_train_v2", "mask_test_v2") if (root / "mask_train_v2").is_dir() else ("train", "test")
-    for folder in folders:
-        _require_folder(root / folder, layout + "list_gallery.txt of MSMT17")
-    train, more = (_read_list(root / f"list_{name}.txt", root / folders[0]) for name in ("train", "val"))
-    first = 1 + max((sample.identity for sample in (*train, *more)), default=-1)
-    query, gallery = (_read_list(root / f"list_{name}.txt", root / folders[1], first) for name in ("query", "gallery"))
-    train += more if validation else ()
-    notes = _unlike(root, (train, query, gallery), (32621 if validation else 30248, 11659, 82161))
-    return Splits(train, query, gallery, notes)
-
-
-def _read_list(file: Path, folder: Path, first: int = 0) -> tuple[Sample, ...]:
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
-    samples, faults = [], []
-    for number, line in enumerate(lines, start=1):
-        if match := _MSMT.fullmatch(line.strip()):
-            samples.append(Sample(folder / match[1], first + int(match[3]), int(match[2])))
-        elif line.strip():
-            expected = "'<folder>/<identity>_<number>_<camera>_<more>.jpg <identity>'"
-            faults.append(f"{file}:{number}: found '{line.strip()}'; expected {expected}")
-    if faults:
-        more = f"\nand {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise DataError("\n".join(faults[:20]) + more)
-    return tuple(samples)
 
 
 def csv_table(file: Path) -> Splits:
@@ -132,8 +56,8 @@ def csv_table(file: Path) -> Splits:
             faults.append(f"{file}:{line}: {'identity' if row['path'] else 'path'} is empty")
     if faults:
         raise DataError("\n".join([*faults[:20], *([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])]))
-    identities = _numbers([row["identity"] for _, row in rows])
-    cameras = _numbers([row.get("camera") or "" for _, row in rows])
+    identities = numbers([row["identity"] for _, row in rows])
+    cameras = numbers([row.get("camera") or "" for _, row in rows])
     parts: dict[str, list[Sample]] = {split: [] for split in _SPLITS}
     for _, row in rows:
         sample = Sample(file.parent / row["path"], identities[row["identity"]], cameras[row.get("camera") or ""])
@@ -148,7 +72,7 @@ def lfw(root: Path, pairs: Path) -> Splits:
     Of view 2 that is ten parts of 300 pairs of the same and 300 of different people. The line that counts these is
     optional. Raises DataError with all faulty lines.
     """
-    _require_folder(root, "a folder for each person")
+    require_folder(root, "a folder for each person")
     try:
         lines = [(number, line.split()) for number, line in enumerate(pairs.read_text("utf-8").splitlines(), start=1)]
     except (OSError, UnicodeDecodeError) as error:
@@ -216,7 +140,7 @@ def label_by_name(files: Sequence[Path]) -> tuple[list[Sample], str]:
     return samples, "identities and cameras are those of the file names"
 
 
-def _numbers(texts: list[str]) -> dict[str, int]:
+def numbers(texts: Sequence[str]) -> dict[str, int]:
     """Number the texts in order, whole numbers by their value unless two are written differently."""
     unknown = {"": UNKNOWN, str(UNKNOWN): UNKNOWN}
     distinct = set(texts) - set(unknown)
@@ -231,13 +155,22 @@ def _suffixes() -> set[str]:
     return {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
 
 
-def _require_folder(path: Path, layout: str) -> None:
+class MissingData(DataError):
+    """A data set that is not where it is said to be."""
+
+
+def require_folder(path: Path, layout: str) -> None:
+    """Raise MissingData, which says what should lie there, unless there is a folder `path`."""
     if not path.is_dir():
         where = "" if path.is_absolute() else f" (in {Path.cwd()})"
-        raise DataError(f"there is no folder {path}{where}; expected {layout}")
+        raise MissingData(f"there is no folder {path}{where}; expected {layout}")
 
 
-def _read(path: Path, pattern: re.Pattern[str], form: str) -> tuple[Sample, ...]:
+def read_folder(path: Path, pattern: re.Pattern[str], form: str) -> tuple[Sample, ...]:
+    """Return the images of a folder, whose names have the form of the pattern: identity, then camera.
+
+    Raises DataError with the names that have not.
+    """
     if not path.is_dir():
         return ()
     known = _suffixes()
