@@ -1,5 +1,6 @@
 """Every part of the core keeps the contract of its kind, and a broken part is found out."""
 
+import runpy
 import tempfile
 from pathlib import Path
 from typing import ClassVar
@@ -26,17 +27,14 @@ def image(path: str) -> None:
 
 for split in ("train", "query", "gallery"):
     image(f"folder/{split}/{1 if split == 'train' else 2:04d}_c{1 + (split == 'query')}_a.png")
-for folder, identity in (("bounding_box_train", 1), ("query", 2), ("bounding_box_test", 2)):
-    image(f"market/{folder}/{identity:04d}_c1s1_000001_00.jpg")
-    image(f"duke/{folder}/{identity:04d}_c1_f0000001.jpg")
 (Path(DATA.name) / "table.csv").write_text(
     "path,identity,camera,split\n"
     + "".join(f"folder/{s}/{n}_a.png,{n[:4]},1,{s}\n" for s, n in (("train", "0001_c1"), ("query", "0002_c2")))
 )
 
-for name, folder in (("train", "train"), ("val", "train"), ("query", "test"), ("gallery", "test")):
-    image(f"msmt/{folder}/0000/0000_000_01_{name}_0.jpg")
-    (Path(DATA.name) / "msmt" / f"list_{name}.txt").write_text(f"0000/0000_000_01_{name}_0.jpg 0\n")
+PUBLISHED = runpy.run_path(str(Path(__file__).parent / "miniatures.py"))["MAKE"]
+for name, make in PUBLISHED.items():
+    make(Path(DATA.name) / name)
 
 image("faces/Ann/Ann_0001.jpg")
 image("faces/Ann/Ann_0002.jpg")
@@ -46,9 +44,7 @@ test_core = contract(
     "core",
     options={
         "folder": {"root": f"{DATA.name}/folder"},
-        "market1501": {"root": f"{DATA.name}/market"},
-        "dukemtmc": {"root": f"{DATA.name}/duke"},
-        "msmt17": {"root": f"{DATA.name}/msmt"},
+        **{name: {"root": f"{DATA.name}/{name}"} for name in PUBLISHED},
         "csv": {"file": f"{DATA.name}/table.csv"},
         "lfw": {"root": f"{DATA.name}/faces", "pairs": f"{DATA.name}/pairs.txt"},
         "resnet18": {"base": 16, "se": True, "non_local": [0, 1, 1, 0]},

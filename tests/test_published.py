@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reidcore.assemble import read_data
 from reidcore.catalog import Catalog
 from reidcore.data import read_image
 from reidcore.errors import DataError
+from reidcore.recipe import load_recipe
 from reidcore.retrieval import Features, evaluate
 from reidcore.types import UNKNOWN
 
@@ -211,6 +213,25 @@ def test_faulty_lines_are_told(name: str, file: str, text: str, message: str, tm
     with pytest.raises(DataError) as caught:
         CATALOG.build("dataset", name, {"root": str(tmp_path)})
     assert str(caught.value).startswith(f"{tmp_path / file}{message}")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "protocol"),
+    [
+        ("vehicleid", "", "vehicleid"),
+        ("cub200", "", "all-cameras"),
+        ("in-shop", "", "in-shop"),
+        ("market1501", "", "cross-camera"),
+        ("cuhk03", 'protocol = "single-gallery-shot"', "single-gallery-shot"),
+        ("cub200", 'protocol = "cross-camera"', "cross-camera"),
+    ],
+)
+def test_a_set_is_compared_as_it_is_published(name, given, protocol, tmp_path, write) -> None:
+    miniatures.MAKE[name](tmp_path / "data")
+    table = f'name = "{name}"\nroot = "{tmp_path / "data"}"\n'
+    loaded = load_recipe(write("r.toml", f"[[train]]\n{table}[[test]]\n{table}{given}\n"))
+    (test,) = read_data(loaded).tests
+    assert test.protocol == protocol
 
 
 def test_a_folder_of_something_else_is_told(tmp_path: Path) -> None:
