@@ -22,6 +22,7 @@ VERBS = {
     "schema": "print the JSON schema of recipes, for editors",
     "plugins": "list the installed plugins and what became of them",
     "new-plugin": "write a package with a part of your own, to start from",
+    "data": "say what is in a data set, and what is wrong with it",
     "evaluate": "evaluate a finished run again",
     "export": "write a run's model for another engine, and prove that it computes the same",
     "import": "make an ONNX file of a model of Caffe's",

@@ -1,4 +1,4 @@
-"""What was found, as a picture: a row for each query, the query on the left, the nearest to its right."""
+"""Pictures in rows: what was found, with each query on the left and the nearest to its right; samples of a data set."""
 
 from __future__ import annotations
 
@@ -28,11 +28,25 @@ def draw_sheet(found: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Draw `found`, as `reidcore search --json` prints it. A picture that cannot be read is a grey box that says so."""
     rows = []
     for item in found:
-        row = [(_picture(item["query"]), ["query", Path(item["query"]).name])]
+        row = [(_picture(Sample(Path(item["query"]))), ["query", Path(item["query"]).name])]
         for hit in item["hits"]:
             identity = "identity unknown" if hit["identity"] == UNKNOWN else f"identity {hit['identity']}"
-            row.append((_picture(hit["path"]), [f"{hit['rank']}:  {hit['distance']:.4f}", identity]))
+            row.append((_picture(Sample(Path(hit["path"]))), [f"{hit['rank']}:  {hit['distance']:.4f}", identity]))
         rows.append(row)
+    _draw(rows, file)
+
+
+def draw_samples(rows: Sequence[Sequence[Sample]], file: Path) -> None:
+    """Draw samples of a data set, a row for each identity."""
+
+    def captions(sample: Sample) -> list[str]:
+        camera = "" if sample.camera == UNKNOWN else f"camera {sample.camera}"
+        return [f"identity {sample.identity}", camera]
+
+    _draw([[(_picture(sample), captions(sample)) for sample in row] for row in rows], file)
+
+
+def _draw(rows: Sequence[Sequence[tuple[Image.Image, Sequence[str]]]], file: Path) -> None:
     heights = [max(picture.height for picture, _ in row) for row in rows]
     width = max(len(row) for row in rows) * (TILE[0] + _GAP) + 2 * _GAP
     sheet = Image.new("RGB", (width, sum(heights) + len(rows) * (2 * _LINE + 2 * _GAP) + _GAP), "white")
@@ -52,14 +66,14 @@ def draw_sheet(found: Sequence[Mapping[str, Any]], file: Path) -> None:
         raise ReidError(os_message(error, "write", file)) from None
 
 
-def _picture(path: str) -> Image.Image:
+def _picture(sample: Sample) -> Image.Image:
     """Return the picture, as large as it fits a tile, or a grey box if it cannot be read."""
     try:
-        picture = Image.fromarray(read_image(Sample(Path(path))).permute(1, 2, 0).numpy())
+        picture = Image.fromarray(read_image(sample).permute(1, 2, 0).numpy())
     except DataError:
         box = Image.new("RGB", (TILE[0], TILE[0]), "lightgrey")
         draw, font = ImageDraw.Draw(box), ImageFont.load_default(_SIZE)
-        for line, text in enumerate(("cannot read", Path(path).name)):
+        for line, text in enumerate(("cannot read", Path(sample.name).name)):
             draw.text((4, TILE[0] // 2 + (line - 1) * _LINE), _fit(text, font, TILE[0] - 8), "black", font)
         return box
     scale = min(TILE[0] / picture.width, TILE[1] / picture.height)
