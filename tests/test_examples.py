@@ -14,7 +14,7 @@ from reidcore.loop import fit, prepare
 from reidcore.recipe import load_recipe
 
 FOLDER = Path(__file__).parent.parent / "examples"
-FILES = ("*.toml", "ablation/*.toml", "mlt/*.toml")
+FILES = ("*.toml", "ablation/*.toml", "mlt/*.toml", "zoo/*.toml")
 EXAMPLES = [file for pattern in FILES for file in sorted(FOLDER.glob(pattern))]
 
 
@@ -56,7 +56,12 @@ class StopAtStep2:
             self.run.interrupted = event["step"] == 2
 
 
-@pytest.mark.parametrize("name", ["bagtricks", "agw", "sbs", "mgn", "partial-market1501", "kd-market1501-teacher"])
+QUICK = ["bagtricks", "agw", "sbs", "mgn", "partial-market1501", "kd-market1501-teacher"]
+QUICK += ["zoo/veri776-sbs-r50-ibn", "zoo/veri-wild-bot-r50-ibn", "zoo/market1501-bot-s50"]
+ZOO = [f"zoo/{file.stem}" for file in sorted(FOLDER.glob("zoo/*.toml"))]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in ZOO if n not in QUICK)])
 def test_a_published_recipe_takes_two_steps_on_small_data(name, toy_folder, tmp_path):
     require_plugins(FOLDER / f"{name}.toml")
     height, width = (128, 128) if name.startswith("partial") else (64, 32)  # its windows want a map of 8x8
