@@ -21,7 +21,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from reidcore import load_model
 from reidcore.api import evaluate_run, export_run
 from reidcore.assemble import read_data
 from reidcore.builtin.modules.transforms import Resize
@@ -71,8 +70,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
 
-    _, loaded, _ = load_trained(options.run, overrides=options.set)
-    embedder = load_model(options.run)
+    model, loaded, _ = load_trained(options.run, overrides=options.set)
     samples = read_data(loaded).train.samples
     size = (loaded.recipe.input.height, loaded.recipe.input.width)
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, max(options.batches), dtype=int)]
@@ -82,7 +80,7 @@ def main() -> None:
     scores: dict[str, float] = {}
     for precision in (torch.float32, torch.bfloat16):
         name = f"torch {str(precision).removeprefix('torch.')}"
-        ways[name] = in_torch(embedder.model, precision)
+        ways[name] = in_torch(model.eval(), precision)
         found = evaluate_run(options.run, [*options.set, f"training.precision={name.split()[1]}"])
         scores[name] = next(iter(found.values()))["mAP"]
     for exporter, precision in EXPORTED:

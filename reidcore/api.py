@@ -169,14 +169,17 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         save_results(folder, results)
         _write_metrics(folder / RESULTS, results)
         images = _examples(loaded, data.train.samples or data.targets) if exporters else np.empty(0, np.uint8)
+        failed = []
         for position, exporter in enumerate(exporters):
             name = component_of(loaded.catalog, loaded.recipe.export[position]).name
             try:
                 exported = export(model, exporter, images, folder / "export" / name, _about(model, loaded, folder))
+                terminal.note(describe_exported(exported))
             except (ContractError, RunError) as error:
-                again = f"the run is finished; to export it again: reidcore export {folder} --to NAME"
-                raise type(error)(f"{error}; {again}") from None
-            terminal.note(describe_exported(exported))
+                failed.append(str(error))
+        if failed:
+            again = f"the run is finished; to export it again: reidcore export {folder} --to NAME"
+            raise RunError("\n".join([*failed, again]))
     finally:
         for logger in loggers:
             logger.close()
@@ -208,6 +211,8 @@ def evaluate_run(
     if artifact is not None:
         opened = open_artifact(Path(artifact), loaded.catalog, str(evaluator.device))
         if about := opened.about:
+            if about.fingerprint and about.fingerprint != _fingerprint(folder):
+                raise RunError(f"{artifact} was exported from another run than {folder}")
             evaluator = evolve(evaluator, input=evolve(evaluator.input, height=about.height, width=about.width))
         return evaluator(ArtifactModel(opened), data.tests, data.holdout)
     evaluator = _keeping(evaluator, loaded, folder)
@@ -515,16 +520,24 @@ def export_run(
     try:
         model, loaded, _ = load_trained(folder, overrides=[*overrides, *chosen], plugin_files=plugin_files)
     except RecipeError as error:
-        raise RecipeError(text.replace("--set export.0.", "--option ") for text in error.problems) from None
+        raise RecipeError(
+            text.replace("--set export.0.", "--option ").replace(" export.0.", " ") for text in error.problems
+        ) from None
     exporter = loaded.recipe.export[0].build()
     if images:
         samples: Sequence[Sample] = [Sample(image) for image in images]
     else:
-        data = read_data(loaded)
+        try:
+            data = read_data(loaded)
+        except DataError as error:
+            raise DataError(f"{error}; or name images to prove it on: --images DIR") from None
         samples = data.train.samples or data.targets
     target = folder / "export" / component_of(loaded.catalog, loaded.recipe.export[0]).name
     model = model.to(find_device(loaded.recipe.run.device))
-    return export(model, exporter, _examples(loaded, samples), target, _about(model, loaded, folder))
+    about = _about(model, loaded, folder)
+    if not all(_PLACE.match(override) for override in overrides):  # it is not the run's model any more
+        about = evolve(about, fingerprint="", recipe=fill(loaded))
+    return export(model, exporter, _examples(loaded, samples), target, about)
 
 
 def _examples(loaded: Loaded, samples: Sequence[Sample]) -> NDArray[np.uint8]:

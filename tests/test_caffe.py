@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from reidcore.errors import ContractError, RunError
 from reidcore.export import About, open_artifact
+from reidcore.export.caffe import outputs_of
 from reidcore.export.caffe_reader import to_onnx
 from reidcore.export.caffe_schema import net_class
 from reidcore.export.caffe_writer import pooled_size, write_net
@@ -51,8 +52,8 @@ def opencv(net, x: np.ndarray, tmp_path) -> np.ndarray:
     (tmp_path / "net.caffemodel").write_bytes(net.SerializeToString())
     read = cv2.dnn.readNetFromCaffe(str(tmp_path / "net.prototxt"), str(tmp_path / "net.caffemodel"))
     read.setInput(x.astype(np.float32))
-    (name,) = (name for name in read.getUnconnectedOutLayersNames() if "unused" not in name)
-    return read.forward(name)
+    ((blob, layer),) = outputs_of(net).items()
+    return read.forward(blob if blob in read.getLayerNames() else layer)
 
 
 # the schema
@@ -440,12 +441,32 @@ BAD = {
     "an unknown blob": (layer("ReLU", bottoms='bottom: "dta"'), "layer 'l': there is no blob 'dta'"),
     "no weights": (
         layer("InnerProduct", "inner_product_param { num_output: 2 }"),
-        "layer 'l': its weights are missing",
+        "layer 'l': it lacks weights",
     ),
     "a batch in channels": (layer("Flatten", "flatten_param { axis: 0 }"), "layer 'l': it mixes the images of a batch"),
     "images joined": (
         layer("Concat", "concat_param { axis: 0 }", 'bottom: "data" bottom: "data"'),
         "layer 'l': it joins the images of batches",
+    ),
+    "two blobs for one": (layer("ReLU", bottoms='bottom: "data" bottom: "data"'), "layer 'l': its blobs, weights and"),
+    "a stride of nothing": (layer("Pooling", "pooling_param { kernel_size: 2 stride: 0 }"), "layer 'l': its blobs,"),
+    "a base below nothing": (layer("Exp", "exp_param { base: -2 }"), "layer 'l': its blobs, weights and options do"),
+    "a coefficient too many": (
+        layer("Eltwise", "eltwise_param { coeff: 1 coeff: 2 coeff: 3 }", 'bottom: "data" bottom: "data"'),
+        "layer 'l': its blobs, weights and options do not fit together",
+    ),
+    "a cut past the end": (
+        layer("Slice", "slice_param { slice_point: 9 }", tops='top: "y" top: "z"'),
+        "layer 'l': it cuts 4 at 9",
+    ),
+    "another number of values": (
+        layer("Reshape", "reshape_param { shape { dim: 0 dim: 7 } }"),
+        "layer 'l': (4, 6, 5) cannot be given the shape (7,)",
+    ),
+    "maps of two sizes": (
+        layer("Pooling", "pooling_param { kernel_size: 2 stride: 2 }", tops='top: "p"')
+        + layer("Concat", "", 'bottom: "data" bottom: "p"'),
+        "layer 'l': its blobs have different shapes",
     ),
     "stochastic": (
         layer("Pooling", "pooling_param { pool: STOCHASTIC kernel_size: 2 }"),
@@ -461,6 +482,46 @@ def test_what_is_not_understood_is_refused_by_name(text, message):
     assert str(caught.value).startswith(message)
 
 
+def test_an_input_without_a_size_is_told():
+    for text in ('input: "data"', 'layer { name: "data" type: "Input" top: "data" }'):
+        with pytest.raises(ContractError, match="the network does not say how large its input 'data' is"):
+            to_onnx(text_format.Parse(text, net_class()()))
+
+
+def test_what_is_for_training_only_is_left_out():
+    text = (
+        layer("Dropout", "exclude { phase: TEST }", tops='top: "data"')
+        + layer("Power", "power_param { shift: 1 } include { phase: TRAIN }", tops='top: "data"')
+        + layer("ReLU", "include { phase: TEST }", tops='top: "data"')
+    )
+    graph = to_onnx(parse(text, 4, 6, 5))
+    assert [value.name for value in graph.graph.output] == ["data_out"]  # written in the place of the input
+    np.testing.assert_array_equal(ours(parse(text, 4, 6, 5), X)[0], np.maximum(X, 0))
+
+
+def test_outputs_that_are_read_or_shared_are_outputs_all_the_same(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    nodes = [
+        helper.make_node("Relu", ["x"], ["map"], "m.a.Relu"),
+        helper.make_node("GlobalAveragePool", ["map"], ["pooled"], "m.b.Pool"),
+        helper.make_node("Identity", ["pooled"], ["y"], "m.c.Identity"),
+    ]
+    graph = graph_of(nodes, (3, 6, 5))
+    for name in ("map", "pooled"):
+        graph.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    net = write_net(onnx.shape_inference.infer_shapes(graph))
+    assert list(outputs_of(net)) == ["y", "map", "pooled"]
+    (tmp_path / "n.prototxt").write_text(text_format.MessageToString(net))
+    (tmp_path / "n.caffemodel").write_bytes(net.SerializeToString())
+    read = cv2.dnn.readNetFromCaffe(str(tmp_path / "n.prototxt"), str(tmp_path / "n.caffemodel"))
+    x = X[:, :3]
+    read.setInput(x)
+    y, map, pooled = read.forward(["y", "map", "pooled"])
+    np.testing.assert_allclose(map, np.maximum(x, 0))
+    np.testing.assert_allclose(y, map.mean((2, 3), keepdims=True), rtol=1e-5)
+    np.testing.assert_array_equal(y, pooled)
+
+
 def test_files_that_are_not_caffes_are_told(tmp_path, reidcore):
     net, weights = tmp_path / "net.prototxt", tmp_path / "net.caffemodel"
     out = tmp_path / "net.onnx"
@@ -472,9 +533,10 @@ def test_files_that_are_not_caffes_are_told(tmp_path, reidcore):
 
     assert "cannot read" in said() and "net.prototxt" in said()
     net.write_text(HEAD % "dim: 4 dim: 6 dim: 5" + 'layer { name: "x" type: "ReLU" relu_parm { } }')
+    assert "net.prototxt:3" in said() and "relu_parm" in said()
+    net.write_text(HEAD % "dim: 4 dim: 6 dim: 5")
     assert "cannot read" in said() and "net.caffemodel" in said()
     weights.write_bytes(b"")
-    assert "net.prototxt:3" in said() and "relu_parm" in said()
     net.write_text('name: "x"\nlayers { name: "y" type: RELU }')
     assert "is written as Caffe did in 2014 ('layers')" in said()
     net.write_text('name: "x"')

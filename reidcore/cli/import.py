@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from reidcore.errors import ReidError
 from reidcore.retrieval.store import refuse_existing
 
 
@@ -18,6 +19,8 @@ def main(options: Namespace) -> int:
     from reidcore.export.caffe_reader import convert
 
     refuse_existing(options.output)
+    if options.output.suffix != ".onnx":
+        raise ReidError(f"cannot write {options.output}: what comes out is an .onnx file")
     graph = convert(options.file, options.output)
     inputs, outputs = (
         ", ".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -13,11 +14,13 @@ from attrs import field, frozen
 from google.protobuf import text_format
 from numpy.typing import NDArray
 
-from reidcore.errors import RunError
+from reidcore.errors import RunError, os_message
+from reidcore.export.caffe_schema import net_class
 from reidcore.export.caffe_writer import DATA, write_net
 from reidcore.export.graph import trace
 from reidcore.export.proof import About
 
+_OLD = re.compile(r"^\s*layers\s*[:{]", re.MULTILINE)
 _HEAD = """\
 # Input '{data}': RGB (not BGR) pixel values in 0..255, any number of images of {height}x{width}.
 # Output 'embedding': {dim} numbers an image.
@@ -62,6 +65,35 @@ class CaffeExporter:
         return CaffeArtifact(file)
 
 
+def read_prototxt(file: Path) -> Any:
+    """Return the network that a file describes. Raises RunError for one that is not Caffe's."""
+    try:
+        text = file.read_text("utf-8", errors="replace")
+    except OSError as error:
+        raise RunError(os_message(error, "read", file)) from None
+    if _OLD.search(text):
+        raise RunError(
+            f"{file} is written as Caffe did in 2014 ('layers'); convert it by Caffe's upgrade_net_proto_text first"
+        )
+    net = net_class()()
+    try:
+        text_format.Parse(text, net)
+    except text_format.ParseError as error:
+        raise RunError(f"{file}:{error.GetLine()}: {error}; expected a network of Caffe for inference") from None
+    return net
+
+
+def outputs_of(net: Any) -> dict[str, str]:
+    """Return the blobs that no later layer reads, in the order of their layers, each with its layer's name."""
+    unread: dict[str, str] = {}
+    for layer in net.layer:
+        for blob in layer.bottom:
+            unread.pop(blob, None)
+        if layer.type != "Input":
+            unread |= dict.fromkeys(layer.top, layer.name)
+    return unread
+
+
 def read_notes(prototxt: str) -> dict[str, str]:
     """Return what the comments of a file say as `# name: text`."""
     lines = (line[1:].strip().partition(": ") for line in prototxt.splitlines() if line.startswith("#"))
@@ -75,6 +107,7 @@ class CaffeArtifact:
     file: Path
     net: Any = field(init=False)
     about: About | None = field(init=False)
+    outputs: Mapping[str, str] = field(init=False)
 
     @net.default
     def _open(self) -> Any:
@@ -91,6 +124,10 @@ class CaffeArtifact:
     def _read(self) -> About | None:
         return About.read(read_notes(self.file.read_text("utf-8")))
 
+    @outputs.default
+    def _find(self) -> Mapping[str, str]:
+        return outputs_of(read_prototxt(self.file))
+
     @property
     def files(self) -> tuple[Path, Path]:
         """The network and its weights."""
@@ -98,6 +135,10 @@ class CaffeArtifact:
 
     def run(self, images: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
         """(B, H, W, 3) uint8 RGB -> `{"embedding": (B, D) float32, ...}`."""
-        self.net.setInput(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32))
-        names = self.net.getUnconnectedOutLayersNames()
-        return dict(zip(names, self.net.forward(names), strict=True))
+        known = self.net.getLayerNames()  # OpenCV calls some layers after their blob
+        layers = [blob if blob in known else layer for blob, layer in self.outputs.items()]
+        try:
+            self.net.setInput(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32))
+            return dict(zip(self.outputs, self.net.forward(layers), strict=True))
+        except Exception as error:  # cv2.error
+            raise RunError(f"OpenCV cannot run {self.file}: {str(error).strip()}") from None

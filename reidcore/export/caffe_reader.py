@@ -3,49 +3,39 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from reidcore.errors import ContractError, RunError, os_message
-from reidcore.export.caffe import read_notes
+from reidcore.export.caffe import outputs_of, read_notes, read_prototxt
 from reidcore.export.caffe_schema import net_class
 from reidcore.export.caffe_writer import pooled_size
 from reidcore.export.graph import BATCH, IMAGES, describe
 from reidcore.export.proof import About
 
 OPSET = 18
-_OLD = re.compile(r"^\s*layers\s*[:{]", re.MULTILINE)
+_TEST = 1  # of the enum Phase
 
 
 def read_net(prototxt: Path, caffemodel: Path) -> Any:
     """Return a network with the weights of its layers. Raises RunError for files that are not Caffe's."""
-    net, trained = net_class()(), net_class()()
+    net, trained = read_prototxt(prototxt), net_class()()
     try:
-        text, weights = prototxt.read_text("utf-8", errors="replace"), caffemodel.read_bytes()
+        trained.ParseFromString(caffemodel.read_bytes())
     except OSError as error:
-        raise RunError(os_message(error, "read", Path(error.filename))) from None
-    try:
-        if not _OLD.search(text):
-            text_format.Parse(text, net)
-    except text_format.ParseError as error:
-        raise RunError(f"{prototxt}:{error.GetLine()}: {error}; expected a network of Caffe for inference") from None
-    try:
-        trained.ParseFromString(weights)
+        raise RunError(os_message(error, "read", caffemodel)) from None
     except DecodeError:
         raise RunError(f"{caffemodel} holds no weights of Caffe") from None
-    if _OLD.search(text) or (trained.layers and not trained.layer):
+    if trained.layers and not trained.layer:
         raise RunError(
-            f"{prototxt} is written as Caffe did in 2014 ('layers'); convert it by Caffe's upgrade_net_proto_text and "
-            "upgrade_net_proto_binary first"
+            f"{caffemodel} is written as Caffe did in 2014; convert it by Caffe's upgrade_net_proto_binary first"
         )
     blobs = {layer.name: layer.blobs for layer in trained.layer}
     for layer in net.layer:
@@ -103,45 +93,50 @@ class _Reader:
         self.values: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.inputs: list[str] = []
-        self.unread: dict[str, None] = {}
         self.name = net.name
         shapes = [list(shape.dim) for shape in net.input_shape]
         shapes = shapes or [list(net.input_dim[4 * i : 4 * i + 4]) for i in range(len(net.input))]
-        for name, shape in zip(net.input, shapes, strict=True):
-            self._input(name, shape)
+        self._inputs(net.input, shapes)
         for layer in net.layer:
-            if any(rule.HasField("phase") and rule.phase == 0 for rule in layer.include):  # for training only
-                continue
-            self._layer(layer)
+            # what is there for training only
+            included = not layer.include or any(_of_test(rule, default=True) for rule in layer.include)
+            if included and not any(_of_test(rule, default=False) for rule in layer.exclude):
+                self._layer(layer)
         if not self.inputs:
             raise ContractError("the network says nothing of its input: no layer 'Input', no 'input_dim'")
-        self.graph = self._assemble()
+        self.graph = self._assemble(list(outputs_of(net)))
 
-    def _assemble(self) -> onnx.ModelProto:
+    def _assemble(self, names: Sequence[str]) -> onnx.ModelProto:
         outputs = []
-        for blob in self.unread:
+        for blob in (name for name in names if name in self.values):
             value = self.values[blob]
-            self._add("Identity", [value], self.shapes[value], output=blob)
-            outputs.append(_value(blob, self.shapes[blob]))
+            name = f"{blob}_out" if blob in self.inputs else blob  # what is written in the place of an input
+            self._add("Identity", [value], self.shapes[value], output=name)
+            outputs.append(_value(name, self.shapes[name]))
         inputs = [_value(name, self.shapes[name]) for name in self.inputs]
         graph = helper.make_graph(self.nodes, self.name or "caffe", inputs, outputs, self.weights)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
         model.producer_name = "reidcore"
-        onnx.checker.check_model(model, full_check=True)
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ContractError(f"the network does not fit together: {str(error).strip().splitlines()[-1]}") from None
         return model
 
-    def _input(self, name: str, shape: Sequence[int]) -> None:
-        self.inputs.append(name)
-        self.values[name] = name
-        self.shapes[name] = (-1, *shape[1:])
-        self.batch = shape[0]
+    def _inputs(self, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
+        if len(names) != len(shapes) or any(len(shape) < 2 for shape in shapes):
+            raise ContractError(f"the network does not say how large its input '{', '.join(names)}' is")
+        for name, shape in zip(names, shapes, strict=True):
+            self.inputs.append(name)
+            self.values[name] = name
+            self.shapes[name] = (-1, *shape[1:])
+            self.batch = shape[0]
 
     def _layer(self, layer: Any) -> None:
         self.layer = layer
         if layer.type == "Input":
-            shapes = [*layer.input_param.shape] * (len(layer.top) if len(layer.input_param.shape) == 1 else 1)
-            for name, shape in zip(layer.top, shapes, strict=True):
-                self._input(name, list(shape.dim))
+            shapes = [list(shape.dim) for shape in layer.input_param.shape]
+            self._inputs(layer.top, shapes * (len(layer.top) if len(shapes) == 1 else 1))
             return
         translate = getattr(self, f"layer_{layer.type.lower()}", None)
         if translate is None:
@@ -149,14 +144,14 @@ class _Reader:
         for blob in layer.bottom:
             if blob not in self.values:
                 raise self._error(f"there is no blob '{blob}'")
-            self.unread.pop(blob, None)
         try:
             made = translate(*(self.values[blob] for blob in layer.bottom))
-        except (IndexError, ValueError) as error:
-            raise self._error(f"its weights are missing, or have another shape than it says ({error})") from None
-        for blob, value in zip(layer.top, made if isinstance(made, list) else [made], strict=False):
-            self.values[blob] = value
-            self.unread[blob] = None
+            made = made if isinstance(made, list) else [made]
+            self.values |= dict(zip(layer.top, made, strict=True))
+        except IndexError:
+            raise self._error("it lacks weights") from None
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise self._error(f"its blobs, weights and options do not fit together ({error})") from None
 
     def _error(self, problem: str) -> ContractError:
         return ContractError(f"layer '{self.layer.name}': {problem}")
@@ -204,6 +199,8 @@ class _Reader:
     def _reshaped(self, x: str, shape: Sequence[int]) -> str:
         if tuple(shape) == self.shapes[x]:
             return x
+        if math.prod(shape[1:]) != math.prod(self.shapes[x][1:]):
+            raise self._error(f"{self.shapes[x][1:]} cannot be given the shape {tuple(shape[1:])}")
         return self._add("Reshape", [x, self._constant([0, *shape[1:]], np.int64)], shape)
 
     def _broadcast(self, x: str, values: NDArray[Any] | str, axis: int) -> str:
@@ -400,6 +397,10 @@ class _Reader:
         if axis == 0:
             raise self._error("it joins the images of batches")
         shape = list(self.shapes[xs[0]])
+        if any(
+            list(self.shapes[x][:axis] + self.shapes[x][axis + 1 :]) != shape[:axis] + shape[axis + 1 :] for x in xs
+        ):
+            raise self._error("its blobs have different shapes")
         shape[axis] = sum(self.shapes[x][axis] for x in xs)
         return self._add("Concat", xs, shape, axis=axis)
 
@@ -410,6 +411,8 @@ class _Reader:
             raise self._error("it parts the images of a batch")
         shape, count = self.shapes[x], len(self.layer.top)
         points = [*parameter.slice_point] or [shape[axis] * part // count for part in range(1, count)]
+        if sorted({0, *points, shape[axis]}) != [0, *points, shape[axis]]:
+            raise self._error(f"it cuts {shape[axis]} at {', '.join(map(str, points))}")
         made = []
         for start, stop in zip([0, *points], [*points, shape[axis]], strict=True):
             part = (*shape[:axis], stop - start, *shape[axis + 1 :])
@@ -438,6 +441,10 @@ class _Reader:
             rest = math.prod(dim for dim in wanted[1:] if dim != -1)
             wanted = [-1, *(math.prod(shape[1:]) // rest if dim == -1 else dim for dim in wanted[1:])]
         return self._reshaped(x, wanted)
+
+
+def _of_test(rule: Any, default: bool) -> bool:
+    return rule.phase == _TEST if rule.HasField("phase") else default
 
 
 def _value(name: str, shape: Sequence[int]) -> onnx.ValueInfoProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,8 +63,9 @@ class _Writer:
                 raise ContractError(
                     f"Caffe has no layer for '{self.name}': it cannot express {refused} ({node.op_type})"
                 ) from None
+        shared = Counter(self.blobs[name] for name in outputs)
         for name in outputs:
-            self._rename(self.blobs[name], name)
+            self._rename(self.blobs[name], name, shared[self.blobs[name]] > 1)
 
     def _translate(self, node: onnx.NodeProto) -> None:
         translate: Callable[[Any, Any], str] | None = getattr(self, f"node_{node.op_type.lower()}", None)
@@ -93,16 +95,17 @@ class _Writer:
         self.taken.add(free)
         return free
 
-    def _rename(self, blob: str, name: str) -> None:
-        """Call an output by the graph's name: the blob, and its layer, by which OpenCV knows outputs."""
+    def _rename(self, blob: str, name: str, shared: bool) -> None:
+        """Call an output by the graph's name: the blob, and its layer, by which OpenCV knows outputs.
+
+        One that other layers read, or that is `shared` by outputs, is copied, since an output is what nobody reads.
+        """
         made_by = next(layer for layer in self.net.layer if blob in layer.top)
-        if made_by.type == "Input" or len(made_by.top) > 1:
+        read = any(blob in layer.bottom for layer in self.net.layer)
+        if made_by.type == "Input" or len(made_by.top) > 1 or read or shared:
             made_by = self._layer("Power", blob)
-            blob = made_by.top[0]
         made_by.name = name
-        for layer in self.net.layer:
-            layer.top[:] = [name if top == blob else top for top in layer.top]
-            layer.bottom[:] = [name if bottom == blob else bottom for bottom in layer.bottom]
+        made_by.top[:] = [name]
 
     def _weigh(self, layer: Any, *arrays: NDArray[Any]) -> str:
         for array in arrays:
@@ -146,7 +149,7 @@ class _Writer:
         layer = self._layer("Slice", blob, tops=len(points) + 1, slice_param={"axis": axis, "slice_point": points})
         kept = 0 if start == 0 else 1
         for position, top in enumerate(layer.top):
-            if position != kept:  # which readers would take for outputs
+            if position != kept:  # which would be an output
                 silence = self._free(f"{top}.unused")
                 self.net.layer.add(name=silence, type="Silence", bottom=[top])
         return str(layer.top[kept])
@@ -176,8 +179,6 @@ class _Writer:
 
     def node_identity(self, node: onnx.NodeProto, options: dict[str, Any]) -> str:
         return self._blob(node.input[0])
-
-    node_dropout = node_identity
 
     def node_cast(self, node: onnx.NodeProto, options: dict[str, Any]) -> str:
         if options["to"] not in _FLOATS:
@@ -249,9 +250,6 @@ class _Writer:
     def node_sigmoid(self, node: onnx.NodeProto, options: dict[str, Any]) -> str:
         return str(self._layer("Sigmoid", self._blob(node.input[0])).top[0])
 
-    def node_tanh(self, node: onnx.NodeProto, options: dict[str, Any]) -> str:
-        return str(self._layer("TanH", self._blob(node.input[0])).top[0])
-
     def node_clip(self, node: onnx.NodeProto, options: dict[str, Any]) -> str:
         low, high = ([*node.input[1:], "", ""])[:2]
         if not low or (high and math.isfinite(self._number(high))):
@@ -262,15 +260,6 @@ class _Writer:
 
     def node_pow(self, node: onnx.NodeProto, options: dict[str, Any]) -> str:
         return self._power(self._blob(node.input[0]), power=self._number(node.input[1]))
-
-    def node_sqrt(self, node: onnx.NodeProto, options: dict[str, Any]) -> str:
-        return self._power(self._blob(node.input[0]), power=0.5)
-
-    def node_reciprocal(self, node: onnx.NodeProto, options: dict[str, Any]) -> str:
-        return self._power(self._blob(node.input[0]), power=-1)
-
-    def node_neg(self, node: onnx.NodeProto, options: dict[str, Any]) -> str:
-        return self._power(self._blob(node.input[0]), scale=-1)
 
     def node_add(self, node: onnx.NodeProto, options: dict[str, Any]) -> str:
         return self._sum(node, 1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from ast import literal_eval
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,8 +34,9 @@ PRECISE = ("BatchNormalization", "InstanceNormalization", "Pow", "ReduceMean")
 class _Program(nn.Module):
     """What a file computes of its input: (B, H, W, 3) uint8, or without `fold` (B, 3, H, W) normalised float32."""
 
-    def __init__(self, model: Any, fold: bool, unit_length: bool) -> None:
+    def __init__(self, model: Any, names: Sequence[str], fold: bool, unit_length: bool) -> None:
         super().__init__()
+        self.names = names
         self.model = Inference(copy.deepcopy(model).cpu().eval())
         self.fold, self.unit_length = fold, unit_length
         if not fold:
@@ -44,7 +46,7 @@ class _Program(nn.Module):
         found = self.model(images.permute(0, 3, 1, 2) if self.fold else images)
         if self.unit_length:
             found["embedding"] = F.normalize(found["embedding"])
-        return tuple(value.float() for value in found.values())
+        return tuple(found[name].float() for name in self.names)
 
 
 def trace(
@@ -56,8 +58,8 @@ def trace(
     "embedding", (B, D) float32, of length 1 with `unit_length`, and the extras by their names. Nodes are called after
     the model's modules. Raises ContractError, which names what cannot be expressed.
     """
-    program = _Program(model, fold, unit_length)
     names = ["embedding", *model.aggregator.extras]
+    program = _Program(model, names, fold, unit_length)
     shape = (2, about.height, about.width, 3) if fold else (2, 3, about.height, about.width)
     example = torch.zeros(shape, dtype=torch.uint8 if fold else torch.float32)
     with _quiet(), torch.no_grad():
@@ -130,17 +132,33 @@ def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
             copy.deepcopy(graph),
             keep_io_types=True,
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *PRECISE],
-            node_block_list=[node.name for node in graph.graph.node[:first]],  # pixel values and their mean
+            # pixel values and their mean
+            node_block_list=[*(node.name for node in graph.graph.node[:first]), *_scales_of_attention(graph)],
         )
         ONNXModel(halved).topological_sort()
     return halved
+
+
+def _scales_of_attention(graph: onnx.ModelProto) -> list[str]:
+    """Return the nodes that multiply a factor of a matrix product by one number.
+
+    In float16 ONNX Runtime 1.32 crashes when it folds them into the product.
+    """
+    numbers = {tensor.name for tensor in graph.graph.initializer if math.prod(tensor.dims) == 1}
+    factors = {name for node in graph.graph.node if node.op_type == "MatMul" for name in node.input}
+    return [
+        node.name
+        for node in graph.graph.node
+        if node.op_type == "Mul" and node.output[0] in factors and numbers & set(node.input)
+    ]
 
 
 def quantize(graph: onnx.ModelProto, images: NDArray[Any], *, symmetric: bool = False) -> onnx.ModelProto:
     """Return the graph with 8-bit convolutions and products, as explicit quantisation (QDQ) with static ranges.
 
     `images`, what the graph takes, are to calibrate with. Weights have a scale a channel and no zero point. With
-    `symmetric` activations have none either, and only what goes into convolutions, products and sums is rounded.
+    `symmetric` activations have none either, and only what goes into convolutions, products and sums is rounded; of a
+    transformer, only what goes into convolutions and products.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -152,7 +170,11 @@ def quantize(graph: onnx.ModelProto, images: NDArray[Any], *, symmetric: bool = 
             batch = next(self.batches, None)
             return None if batch is None else {IMAGES: batch}
 
-    sums = ["Conv", "Gemm", "MatMul", "Add"]
+    products = ["Conv", "Gemm", "MatMul"]
+    # what a transformer's layers add to has outliers, beside which 8 bits leave nothing of the rest
+    adds = all(node.op_type != "LayerNormalization" for node in graph.graph.node)
+    inputs_only = symmetric or not adds
+    sums = [*products, "Add"] if adds else products
     folded = copy.deepcopy(graph)
     pixels = None if symmetric else _fold_normalization(folded)
     with TemporaryDirectory() as folder, _quiet():
@@ -165,10 +187,10 @@ def quantize(graph: onnx.ModelProto, images: NDArray[Any], *, symmetric: bool = 
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            op_types_to_quantize=sums if symmetric else [*sums, "Relu", "MaxPool", "AveragePool", "Concat"],
+            op_types_to_quantize=sums if inputs_only else [*sums, "Relu", "MaxPool", "AveragePool", "Concat"],
             extra_options={
                 "ActivationSymmetric": symmetric,
-                "OpTypesToExcludeOutputQuantization": sums if symmetric else [],
+                "OpTypesToExcludeOutputQuantization": sums if inputs_only else [],
                 "QuantizeBias": not symmetric,
                 "TensorQuantOverrides": pixels or {},
             },
@@ -230,9 +252,9 @@ def _drop_unused(graph: onnx.ModelProto) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the libraries' remarks on their own progress from the user."""
+    """Keep the libraries' remarks on their own progress, and their accounts of errors, from the user."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -21,9 +21,10 @@ TOLERANCES: Mapping[str, float] = {"float32": 1e-4, "float16": 1e-3, "int8": 0.0
 """Largest accepted 1 - cosine by precision."""
 
 
-def stem(precision: Precision) -> str:
-    """Return the name of a file without its end, so that those of several precisions can lie in one folder."""
-    return "model" if precision == "float32" else f"model-{precision}"
+def stem(precision: Precision, unit_length: bool = False, fold: bool = True) -> str:
+    """Return the name of a file without its end, so that those of several options can lie in one folder."""
+    parts = {precision: precision != "float32", "normalized": not fold, "unit": unit_length}
+    return "-".join(["model", *(part for part, told in parts.items() if told)])
 
 
 def normalized(images: NDArray[Any], about: About) -> NDArray[np.float32]:
@@ -34,7 +35,7 @@ def normalized(images: NDArray[Any], about: About) -> NDArray[np.float32]:
 
 @frozen
 class OnnxExporter:
-    """Writes `model.onnx`, or `model-float16.onnx` and `model-int8.onnx`. See `reidcore.export.graph.trace`."""
+    """Writes `model.onnx`, or `model-int8.onnx` and the like. See `reidcore.export.graph.trace` for the options."""
 
     precision: Precision = "float32"
     unit_length: bool = False
@@ -48,7 +49,7 @@ class OnnxExporter:
 
     def export(self, model: Any, images: NDArray[Any], folder: Path, about: About) -> OnnxArtifact:
         """Write `model` into `folder`; with "int8" all `images` (N, H, W, 3) uint8 are calibrated with."""
-        file = folder / f"{stem(self.precision)}.onnx"
+        file = folder / f"{stem(self.precision, self.unit_length, self.fold)}.onnx"
         onnx.save(self.graph(model, images, about), file)
         return OnnxArtifact(file)
 

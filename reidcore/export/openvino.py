@@ -28,7 +28,7 @@ def find_openvino() -> Any:
 
 @frozen
 class OpenVinoExporter:
-    """Writes `model.xml` and `model.bin`, or `model-float16` and `model-int8`, by way of the ONNX graph."""
+    """Writes `model.xml` and `model.bin`, or `model-int8.xml` and the like, by way of the ONNX graph."""
 
     precision: Precision = "float32"
     unit_length: bool = False
@@ -47,10 +47,12 @@ class OpenVinoExporter:
         with TemporaryDirectory() as aside:
             onnx.save(graph, Path(aside) / "model.onnx")
             converted = openvino.convert_model(Path(aside) / "model.onnx")
+        for output, value in zip(converted.outputs, graph.graph.output, strict=True):
+            output.set_names({value.name})  # by which the compiled network knows it
         about = evolve(about, precision=self.precision, unit_length=self.unit_length)
         for name, text in about.texts().items():
             converted.set_rt_info(text, name.split("."))
-        file = folder / f"{stem(self.precision)}.xml"
+        file = folder / f"{stem(self.precision, self.unit_length)}.xml"
         openvino.save_model(converted, file, compress_to_fp16=self.precision == "float16")
         return OpenVinoArtifact(file)
 

@@ -101,14 +101,14 @@ class About:
 class Exported:
     """An exported model whose proof held.
 
-    files: what was written; difference: the largest 1 - cosine between an embedding and the model's; images, batches:
-    how many images were compared, and in batches of which sizes.
+    files: what was written; difference: the largest 1 - cosine between an embedding, or an extra, and the model's;
+    images: how many were compared; notes: what its user should know.
     """
 
     files: Sequence[Path]
     difference: float
     images: int
-    batches: Sequence[int] = BATCHES
+    notes: Sequence[str] = ()
 
 
 def export(
@@ -118,7 +118,7 @@ def export(
 
     They are compared in batches of 1, 3 and 32, for which up to 32 of the images are taken, evenly. `about` is for
     exporters whose files say what they are. Raises ContractError, leaving `folder` as it was, when 1 - cosine of any
-    embedding is past the exporter's tolerance, or when the exporter does.
+    embedding, or of any image's extra, is past the exporter's tolerance, or when the exporter does.
     """
     about = about or About.of(model, *images.shape[1:3])
     training = model.training
@@ -127,37 +127,56 @@ def export(
         with _aside(folder) as aside:
             told = (about,) if "about" in inspect.signature(exporter.export).parameters else ()
             artifact = exporter.export(model, images, aside, *told)
-            chosen = images[np.linspace(0, len(images) - 1, max(BATCHES)).round().astype(int)]
+            wanted, there = max(BATCHES), len(images)
+            places = np.linspace(0, there - 1, wanted).astype(int) if there > wanted else np.arange(wanted) % there
+            chosen = images[places]
             try:
                 difference = _compare(model, artifact, chosen)
                 if not difference <= exporter.tolerance:
-                    wanted = f"the tolerance is {exporter.tolerance:.2g}"
-                    raise ContractError(f"an embedding differs by {difference:.2g} (1 - cosine); {wanted}")
+                    limit = f"the tolerance is {exporter.tolerance:.2g}"
+                    raise ContractError(f"an output differs by {difference:.2g} (1 - cosine); {limit}")
             except ContractError as error:
                 raise ContractError(f"export into {folder}: {error}; no file was left") from None
             names = [Path(file).relative_to(aside) for file in artifact.files]
             del artifact  # which may hold the files
     finally:
         model.train(training)
-    return Exported([folder / name for name in names], difference, len(np.unique(chosen, axis=0)))
+    notes = []
+    if getattr(model.backbone, "cameras", 0):
+        notes.append("it is not told the cameras of images, which count as from the unknown one")
+    if len(images) < max(BATCHES):
+        notes.append(f"{len(images)} images are few to prove it on, and to measure the ranges of int8 on")
+    return Exported([folder / name for name in names], difference, len(np.unique(places)), notes)
 
 
 def _compare(model: Any, artifact: Artifact, images: NDArray[np.uint8]) -> float:
-    """Return the largest 1 - cosine of embeddings. Raises ContractError for another shape."""
+    """Return the largest 1 - cosine of an image's outputs. Raises ContractError for one that is not as the model's."""
     device = next(model.parameters()).device
     with torch.inference_mode():
-        expected = model(torch.from_numpy(images).permute(0, 3, 1, 2).to(device)).embedding.float().cpu().numpy()
+        output = model(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
+    expected = {"embedding": output.embedding, **output.extras}
     worst = 0.0
     for count in BATCHES:
-        found = np.asarray(artifact.run(images[:count])["embedding"], np.float32)
-        if found.shape != expected[:count].shape:
-            raise ContractError(
-                f"its embeddings of {count} images have the shape {found.shape}; the model's {expected[:count].shape}"
-            )
-        norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected[:count], axis=1)
-        differences = 1 - (found * expected[:count]).sum(1) / np.maximum(norms, 1e-12)
-        worst = max(worst, float(np.max(differences)), key=lambda value: (value != value, value))  # NaN is worst
+        found = artifact.run(images[:count])
+        if missing := [name for name in expected if name not in found]:
+            raise ContractError(f"it has no output '{missing[0]}', but {', '.join(found)}")
+        for name, tensor in expected.items():
+            theirs, ours = np.asarray(found[name], np.float32), tensor[:count].float().cpu().numpy()
+            if theirs.shape != ours.shape:
+                raise ContractError(
+                    f"its '{name}' of {count} images has the shape {theirs.shape}; the model's {ours.shape}"
+                )
+            difference = _distance(theirs.reshape(count, -1), ours.reshape(count, -1))
+            worst = max(worst, difference, key=lambda value: (value != value, value))  # NaN is worst
     return worst
+
+
+def _distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Return the largest 1 - cosine of rows; two rows of zeros are equal."""
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    differences = 1 - (found * expected).sum(1) / np.maximum(norms, 1e-12)
+    both = ~found.any(1) & ~expected.any(1)
+    return float(np.where(both, 0, differences).max())
 
 
 @contextmanager
@@ -192,4 +211,8 @@ class ArtifactModel(nn.Module):
         else:
             arrays = self.artifact.run(pixels.cpu().numpy())
             found = {name: torch.from_numpy(np.asarray(array)).to(images.device) for name, array in arrays.items()}
-        return Output(found["embedding"], {}, {}, {}, {}, {k: v for k, v in found.items() if k != "embedding"})
+        extras = dict(found)
+        try:
+            return Output(extras.pop("embedding"), {}, {}, {}, {}, extras)
+        except KeyError:
+            raise RunError(f"{self.artifact.files[0]} has no output 'embedding', but {', '.join(found)}") from None

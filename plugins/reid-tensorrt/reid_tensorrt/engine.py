@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -88,7 +89,7 @@ class EngineExporter:
         about = evolve(about, precision=self.precision, unit_length=self.unit_length)
         graph = OnnxExporter(self.precision, self.unit_length).graph(model, images, about, symmetric=True)
         cast_first(graph)
-        file = folder / f"{stem(self.precision)}.engine"
+        file = folder / f"{stem(self.precision, self.unit_length)}.engine"
         with torch.cuda.device(device if device.type == "cuda" else 0):
             file.write_bytes(self._build(trt, graph, about))
             built_for = {"tensorrt": trt.__version__, "gpu": torch.cuda.get_device_name()}
@@ -113,13 +114,17 @@ class EngineExporter:
         profile = builder.create_optimization_profile()
         profile.set_shape(IMAGES, *((count, about.height, about.width, 3) for count in self.batches))
         config.add_optimization_profile(profile)
-        file = self.timing_cache or cache_folder() / f"tensorrt-{trt.__version__}.timing"
+        gpu = re.sub(r"\W+", "-", torch.cuda.get_device_name())
+        file = self.timing_cache or cache_folder() / f"tensorrt-{trt.__version__}-{gpu}.timing"
         known = file.read_bytes() if file.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+        if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
+            # it is damaged, or of another kind of GPU
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise ContractError(f"TensorRT cannot build an engine of the model: {logger.last()}")
-        _keep(file, bytes(config.get_timing_cache().serialize()))
+        if (timed := config.get_timing_cache()) is not None:
+            _keep(file, bytes(timed.serialize()))
         return bytes(plan)
 
 
@@ -189,7 +194,8 @@ class EngineArtifact:
 
     @context.default
     def _start(self) -> Any:
-        return self.engine.create_execution_context()
+        with torch.cuda.device(self._place()):
+            return self.engine.create_execution_context()
 
     @largest.default
     def _profile(self) -> int:
@@ -205,22 +211,23 @@ class EngineArtifact:
 
     def run(self, images: NDArray[Any]) -> Mapping[str, NDArray[Any]]:
         """(B, H, W, 3) uint8 RGB -> `{"embedding": (B, D) float32, ...}`."""
-        found = self.run_tensors(torch.from_numpy(np.ascontiguousarray(images)).to(self._place()))
-        return {name: values.cpu().numpy() for name, values in found.items()}
+        found = self.run_tensors(torch.from_numpy(np.ascontiguousarray(images)))
+        return {name: values.numpy() for name, values in found.items()}
 
     def run_tensors(self, images: Tensor) -> Mapping[str, Tensor]:
-        """(B, H, W, 3) uint8 on the GPU -> `{"embedding": (B, D) float32, ...}` there.
+        """(B, H, W, 3) uint8 -> `{"embedding": (B, D) float32, ...}`, where the images are.
 
-        It is queued on torch's current stream, and nothing passes through main memory. A batch that is larger than the
-        engine's largest is cut, one that is smaller than its smallest is filled up.
+        On the GPU it is queued on torch's current stream, and nothing passes through main memory. A batch that is
+        larger than the engine's largest is cut, one that is smaller than its smallest is filled up.
         """
+        place, images = images.device, images.to(self._place())
         smallest = int(self.engine.get_tensor_profile_shape(IMAGES, 0)[0][0])
         parts = []
         for part in images.split(self.largest):
             short = max(smallest - len(part), 0)
             found = self._run(torch.cat([part, part[-1:].expand(short, -1, -1, -1)]) if short else part)
             parts.append({name: values[: len(part)] for name, values in found.items()})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts[1:] else parts[0]
+        return {name: torch.cat([part[name] for part in parts]).to(place) for name in parts[0]}
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
         images = images.contiguous()
@@ -234,6 +241,8 @@ class EngineArtifact:
                 found[name] = torch.empty(shape, dtype=torch.float32, device=images.device)
                 self.context.set_tensor_address(name, found[name].data_ptr())
         # memory that torch frees is given away again on the same stream only, so nothing has to be waited for
-        if not self.context.execute_async_v3(torch.cuda.current_stream(images.device).cuda_stream):
+        with torch.cuda.device(images.device):
+            queued = self.context.execute_async_v3(torch.cuda.current_stream(images.device).cuda_stream)
+        if not queued:
             raise RunError(f"TensorRT could not run {self.file} on {len(images)} images")
         return found

@@ -27,6 +27,16 @@ from reidcore.testing import run_cli, seem_trained, tiny_recipe
 SIZE = (48, 32)
 
 
+PLACE, MOVED = torch.device("cpu"), []
+"""Where the engine would be, and the tensors that were brought there or back."""
+
+
+def moved(self, *place, to=torch.Tensor.to, **options):
+    if place == (PLACE,):
+        MOVED.append(self.shape)
+    return to(self, *place, **options)
+
+
 class Network:
     def __init__(self, flags):
         assert flags == 1 << 1, "the network must be strongly typed"
@@ -80,7 +90,10 @@ class Config:
         return SimpleNamespace(known=data, serialize=lambda: memoryview(data + b"+"))
 
     def set_timing_cache(self, cache, ignore_mismatch):
+        if cache.known.startswith(b"another"):
+            return False
         self.cache = cache
+        return True
 
     def get_timing_cache(self):
         return self.cache
@@ -188,7 +201,8 @@ def trt(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "GPU of the test")
     monkeypatch.setattr(torch.cuda, "device", lambda device: torch.no_grad())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
-    monkeypatch.setattr(EngineArtifact, "_place", lambda self: torch.device("cpu"))
+    monkeypatch.setattr(EngineArtifact, "_place", lambda self: PLACE)
+    monkeypatch.setattr(torch.Tensor, "to", moved)
     Builder.configs.clear()
     return module
 
@@ -217,9 +231,11 @@ def test_an_engine_is_built_proven_and_opened_again(trt, model, precision, tmp_p
     assert (opened.about.precision, opened.about.dim, opened.largest) == (precision, model.dim, 8)
     with torch.no_grad():
         expected = model(torch.from_numpy(IMAGES[:19]).permute(0, 3, 1, 2)).embedding
+    MOVED.clear()
     for count in (1, 2, 8, 9, 19):
         found = opened.run_tensors(torch.from_numpy(IMAGES[:count]))["embedding"]
-        assert found.shape == (count, model.dim)
+        assert found.shape == (count, model.dim) and MOVED[0] == (count, *SIZE, 3) and MOVED[-1] == (count, model.dim)
+        MOVED.clear()
         assert (1 - torch.cosine_similarity(found, expected[:count])).max() < 0.02
     (config,) = Builder.configs
     assert config.limits == {"workspace": 4 * 2**30} and not config.flags
@@ -230,7 +246,10 @@ def test_what_was_timed_is_remembered(trt, model, tmp_path):
     for _ in range(2):
         export(model, EngineExporter("float32"), IMAGES, tmp_path / "out")
     assert [config.cache.known for config in Builder.configs] == [b"", b"+"]
-    assert (tmp_path / "cache" / "reidcore" / "tensorrt-10.9.timing").read_bytes() == b"++"
+    assert (tmp_path / "cache" / "reidcore" / "tensorrt-10.9-GPU-of-the-test.timing").read_bytes() == b"++"
+    export(model, EngineExporter("float32", timing_cache=tmp_path / "own"), IMAGES, tmp_path / "out")
+    assert (tmp_path / "own").read_bytes() == b"+"
+    (tmp_path / "own").write_bytes(b"another GPU's")
     export(model, EngineExporter("float32", timing_cache=tmp_path / "own"), IMAGES, tmp_path / "out")
     assert (tmp_path / "own").read_bytes() == b"+"
 
