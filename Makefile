@@ -16,7 +16,7 @@ test: .venv/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # wheels of core and plugins, each tested in an environment of its own
 test-packages: .venv/tools

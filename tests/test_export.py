@@ -16,6 +16,7 @@ from attrs import evolve, frozen
 from PIL import Image
 
 from reidcore import load_model
+from reidcore.api import evaluate_run
 from reidcore.catalog import Catalog
 from reidcore.checkpoint import WEIGHTS
 from reidcore.component import Component
@@ -23,9 +24,11 @@ from reidcore.errors import ContractError, RunError
 from reidcore.export import About, export, open_artifact
 from reidcore.export.graph import _fold_normalization, quantize, to_float16, trace
 from reidcore.export.onnx import OnnxArtifact, OnnxExporter, normalized
+from reidcore.export.openvino import OpenVinoExporter
 from reidcore.networks import build_model
 from reidcore.recipe import load_recipe
 from reidcore.testing import run_cli, seem_trained, tiny_recipe
+from reidcore.types import Extra, Views
 
 ROOT = Path(__file__).parent.parent
 SIZE = (48, 32)
@@ -207,7 +210,7 @@ class Wrong:
             files = (folder / "new.bin",)
 
             def run(self, images):
-                return {"embedding": mistake(model, images)}
+                return {"embedding": mistake(model, images)} if mistake else {"other": images}
 
         return Artifact()
 
@@ -233,17 +236,21 @@ def wrong_type(model, images):
 MISTAKES = {
     "double normalisation": (
         twice_normalised,
-        r"an embedding differs by 0\.\d+ \(1 - cosine\); the tolerance is 0.0001",
+        r"an output differs by 0\.\d+ \(1 - cosine\); the tolerance is 0.0001",
     ),
-    "blue for red": (lambda model, images: embeddings(model, images[..., ::-1].copy()), "an embedding differs by"),
-    "every image is the first": (fixed_batch, "an embedding differs by"),
-    "large batches": (wrong_past_a_size, r"an embedding differs by 1 \(1 - cosine\)"),
-    "not a number": (wrong_type, "an embedding differs by nan"),
+    "blue for red": (lambda model, images: embeddings(model, images[..., ::-1].copy()), "an output differs by"),
+    "every image is the first": (fixed_batch, "an output differs by"),
+    "large batches": (wrong_past_a_size, r"an output differs by 1 \(1 - cosine\)"),
+    "not a number": (wrong_type, "an output differs by nan"),
     "another dimension": (
         lambda model, images: embeddings(model, images)[:, :5],
-        r"of 1 images have the shape \(1, 5\)",
+        r"of 1 images has the shape \(1, 5\)",
     ),
-    "one row for all": (lambda model, images: embeddings(model, images)[:1], r"of 3 images have the shape \(1, \d+\)"),
+    "no embedding": (None, "it has no output 'embedding', but other"),
+    "one row for all": (
+        lambda model, images: embeddings(model, images)[:1],
+        r"of 3 images has the shape \(1, \d+\)",
+    ),
 }
 
 
@@ -268,7 +275,70 @@ def test_what_holds_replaces_its_own_file_and_no_other(model, tmp_path):
         (folder / name).write_bytes(b"old")
     done = export(model, Wrong(embeddings), pictures(3), folder)
     assert (done.files, done.difference < 1e-6, done.images) == ([folder / "new.bin"], True, 3)
+    assert done.notes == ["3 images are few to prove it on, and to measure the ranges of int8 on"]
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == {"old.bin": b"old", "new.bin": b"new"}
+
+
+class Extras(torch.nn.Module):
+    """An aggregator whose extras come in another order than it says, one of them zero in places."""
+
+    def __init__(self, aggregator):
+        super().__init__()
+        self.aggregator, self.needs, self.embed = aggregator, aggregator.needs, aggregator.embed
+        self.views = aggregator.views
+        self.extras = {"rows": Extra((64, 3)), "columns": Extra((64, 2))}
+
+    def forward(self, maps):
+        x = maps["stage3"]
+        return Views(self.aggregator(maps).vectors, {"columns": x.mean(2) - 1, "rows": x.amax(3) * 0})
+
+
+@pytest.fixture(scope="module")
+def with_extras(model):
+    changed = copy.deepcopy(model)
+    changed.aggregator = Extras(changed.aggregator)
+    return changed.eval()
+
+
+@pytest.mark.parametrize("exporter", [OnnxExporter(), OpenVinoExporter()], ids=["onnx", "openvino"])
+def test_extras_have_their_names_and_are_proven_too(with_extras, exporter, tmp_path, monkeypatch):
+    (file, *_) = export(with_extras, exporter, pictures(3), tmp_path / "out").files
+    found = open_artifact(file, Catalog.of()).run(pictures(5))
+    with torch.no_grad():
+        expected = with_extras(torch.from_numpy(pictures(5)).permute(0, 3, 1, 2))
+    for name, values in {"embedding": expected.embedding, **expected.extras}.items():
+        np.testing.assert_allclose(found[name], values.numpy(), rtol=1e-3, atol=1e-4)
+    run = type(open_artifact(file, Catalog.of())).run
+    monkeypatch.setattr(
+        type(open_artifact(file, Catalog.of())),
+        "run",
+        lambda self, images: {k: v + 3 * (k == "columns") for k, v in run(self, images).items()},
+    )
+    with pytest.raises(ContractError, match="an output differs by"):
+        export(with_extras, exporter, pictures(3), tmp_path / "out")
+
+
+@pytest.mark.parametrize(("precision", "worst"), [("float16", 1e-3), ("int8", 0.02)])
+def test_openvino_has_the_same_precisions(model, precision, worst, tmp_path):
+    exported = export(model, OpenVinoExporter(precision), pictures(40), tmp_path / "openvino")
+    assert 0 < exported.difference < worst
+    assert [file.name for file in exported.files] == [f"model-{precision}.xml", f"model-{precision}.bin"]
+    about = open_artifact(exported.files[0], Catalog.of()).about
+    assert about == evolve(About.of(model, *SIZE), precision=precision)
+
+
+def test_a_file_of_each_interface_has_a_name_of_its_own(model, tmp_path):
+    for options in ({}, {"fold": False}, {"unit_length": True}, {"precision": "int8", "fold": False}):
+        export(model, OnnxExporter(**options), pictures(32), tmp_path / "onnx")
+    names = {"model.onnx", "model-normalized.onnx", "model-unit.onnx", "model-int8-normalized.onnx"}
+    assert {file.name for file in (tmp_path / "onnx").iterdir()} == names
+
+
+def test_a_model_that_knows_cameras_says_that_its_file_does_not(model, tmp_path):
+    knowing = copy.deepcopy(model)
+    knowing.backbone.cameras = 3
+    notes = export(knowing, Wrong(embeddings), pictures(32), tmp_path / "out").notes
+    assert notes == ["it is not told the cameras of images, which count as from the unknown one"]
 
 
 def test_a_model_that_cannot_be_traced_is_refused_with_the_reason(model):
@@ -356,9 +426,10 @@ def test_images_stand_in_for_data_that_is_gone(run_folder, reidcore, tmp_path):
     images, moved = run_folder.parent.parent / "toy", tmp_path / "gone"
     images.rename(moved)
     try:
-        assert "no folder" in (done := reidcore("export", run_folder, "--to", "onnx")).err or done.status == 2
+        status, _, err = reidcore("export", run_folder, "--to", "onnx")
+        assert status == 2 and err.startswith("there is no folder") and "--images DIR" in err
         status, out, err = reidcore("export", run_folder, "--to", "onnx", "--images", moved / "gallery")
-        assert (status, err) == (0, "") and "on 12 images" in out
+        assert (status, err) == (0, "") and "on 12 images" in out and "12 images are few" in out
     finally:
         moved.rename(images)
 
@@ -367,7 +438,7 @@ def test_images_stand_in_for_data_that_is_gone(run_folder, reidcore, tmp_path):
     ("arguments", "message"),
     [
         (["--to", "onxx"], "no exporter is called 'onxx'; did you mean 'onnx'?"),
-        (["--to", "onnx", "--option", "precison=int8"], "--option precison=int8: export.0.precison: unknown key"),
+        (["--to", "onnx", "--option", "precison=int8"], "--option precison=int8: precison: unknown key"),
         (["--to", "onnx", "--option", "opset=12"], "expected at least 18 and at most 23"),
         (["--to", "onnx", "--images", "nowhere"], "there is no image or folder nowhere"),
     ],
@@ -384,11 +455,31 @@ def test_metrics_are_computed_with_the_file(run_folder, reidcore):
     assert plain == exported
     assert (run_folder / "metrics.json").read_bytes() == before
     broken = onnx.load(file)
-    mean = next(t for t in broken.graph.initializer if t.name.endswith("mean"))
+    onnx.helper.set_model_props(broken, {"reidcore.version": "0"})  # a stranger's
+    mean = next(t for t in broken.graph.initializer if t.name == "model.normalize.mean")
     mean.CopyFrom(onnx.numpy_helper.from_array(np.full((1, 3, 1, 1), 1e6, np.float32), mean.name))
     other = run_folder.parent / "blind.onnx"
     onnx.save(broken, other)
     assert reidcore("evaluate", run_folder, "--artifact", other).out != plain
+    broken.graph.output[0].name = "feature"
+    next(node for node in broken.graph.node if "embedding" in node.output).output[0] = "feature"
+    onnx.save(broken, other)
+    status, _, err = reidcore("evaluate", run_folder, "--artifact", other)
+    assert (status, err) == (2, f"{other} has no output 'embedding', but feature\n")
+
+
+def test_the_file_of_another_run_is_refused(run_folder, reidcore, tmp_path):
+    assert reidcore("run", tiny_recipe(tmp_path), "-q", "--set", "training.epochs=0").status == 0
+    file = run_folder / "export" / "onnx" / "model.onnx"
+    status, _, err = reidcore("evaluate", tmp_path / "runs" / "toy", "--artifact", file)
+    assert status == 2 and err.startswith(f"{file} was exported from another run than ")
+
+
+def test_a_changed_model_is_not_the_runs(run_folder, reidcore):
+    changed = ("--set", "evaluation.flip=false", "--set", "input.workers=0", "--option", "unit_length=true")
+    assert reidcore("export", run_folder, "--to", "onnx", *changed).status == 0
+    about = OnnxArtifact(run_folder / "export" / "onnx" / "model-unit.onnx").about
+    assert (about.flip, about.fingerprint) == (False, "") and "flip = false" in about.recipe
 
 
 def test_images_are_embedded_by_the_file_and_searched_by_either(run_folder, reidcore, tmp_path):
@@ -414,6 +505,21 @@ def test_a_run_whose_export_fails_is_finished(tmp_path, reidcore):
     assert "Caffe has no layer for 'aggregator.pool'" in err and "the run is finished" in err
     assert (tmp_path / "runs" / "toy" / WEIGHTS).is_file()
     assert reidcore("run", recipe, "--set", "training.epochs=0", "--resume").status == 0
+
+
+@pytest.mark.slow
+def test_8_bits_lose_little_on_a_trained_model(tmp_path, reidcore):
+    """At most a point of mAP, on drawn people that training has not seen."""
+    recipe = ROOT / "examples" / "quickstart.toml"
+    done = reidcore(
+        "run", recipe, "-q", "--output", tmp_path, "--set", "training.epochs=10", "--set", "input.workers=0"
+    )
+    assert done.status == 0, done.err
+    run = tmp_path / "quickstart"
+    assert reidcore("export", run, "--to", "onnx", "--option", "precision=int8").status == 0
+    plain = evaluate_run(run)["synthetic"]["mAP"]
+    assert plain > 0.5
+    assert evaluate_run(run, artifact=run / "export" / "onnx" / "model-int8.onnx")["synthetic"]["mAP"] > plain - 0.01
 
 
 def test_the_file_runs_where_there_is_nothing_but_onnxruntime(run_folder, tmp_path):

@@ -14,11 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from reidcore.builtin.modules.transforms import Resize
 from reidcore.catalog import discover
+from reidcore.data import read_image
 from reidcore.errors import ContractError
 from reidcore.export import About
 from reidcore.export.caffe import CaffeExporter
-from reidcore.export.graph import trace
+from reidcore.export.graph import quantize, to_float16, trace
 from reidcore.export.onnx import OnnxArtifact
 from reidcore.export.proof import BATCHES
 from reidcore.model import Model
@@ -90,7 +92,7 @@ def everything(backbone: str, options: tuple[tuple[str, object], ...] = (), size
     for component in CATALOG.components("aggregator"):
         try:
             parts[component.name] = config("aggregator", component.name).build(network)
-        except (ContractError, KeyError):
+        except (ContractError, KeyError):  # `AGGREGATORS` says which
             continue
     heads = [component.name for component in CATALOG.components("head")]
     every = Every(parts, heads)
@@ -98,10 +100,17 @@ def everything(backbone: str, options: tuple[tuple[str, object], ...] = (), size
     return seem_trained(Model(network, every, built))
 
 
+@functools.cache
+def people(size: tuple[int, int]) -> np.ndarray:
+    """Return drawings of people, (32, H, W, 3) uint8."""
+    samples = CATALOG.build("dataset", "core:synthetic", {"identities": 8, "images": 2}).train
+    resize = Resize(*size)
+    return np.stack([resize(read_image(sample)).permute(1, 2, 0).numpy() for sample in samples[::2][:32]])
+
+
 def compare(model: Model, artifact, tolerance: float, size: tuple[int, int] = (64, 32)) -> set[str]:
     """Compare the embedding of each view; return the names of the aggregators."""
-    coarse = np.random.default_rng(0).integers(0, 256, (max(BATCHES), 8, 4, 3)).astype(np.uint8)
-    images = coarse.repeat(-(-size[0] // 8), 1).repeat(-(-size[1] // 4), 2)[:, : size[0], : size[1]]
+    images = people(size)
     with torch.no_grad():
         expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).after
     dims = [model.heads[view].dim for view in model.aggregator.embed]
@@ -123,6 +132,13 @@ VARIANTS = {
     "a stem that rounds up": ("resnet18", {"stem_pool": "ceil", "stem_stride": 4, "last_stride": 2}, (110, 70)),
     "osnet with instance norms": ("osnet-x0.25", {"ibn": True}, (64, 32)),
 }
+
+
+def expected(backbone: str) -> set[str]:
+    """Return the aggregators of the core, and of plugins for images of 64x32, that go with a backbone."""
+    if backbone.startswith("vit"):  # a class token: one position, which may be negative
+        return {"avg", "max", "avg-max", "identity"}
+    return {*PLAIN, "attention", *({"mgn"} if backbone.startswith("res") else ())}
 
 
 def without(model: Model, aggregators: set[str]) -> Model:
@@ -149,8 +165,18 @@ def test_the_product_is_written(name: str, tmp_path: Path) -> None:
     if caffe:
         pytest.importorskip("cv2")
     found = write_and_compare(without(everything(name), {"attention"} if caffe else set()), tmp_path, caffe)
-    assert found >= ({"identity"} if name.startswith("vit") else PLAIN)
-    assert ("mgn" in found) == name.startswith("res")
+    assert found == {name for name in expected(name) if not caffe or name != "attention"}
+
+
+@pytest.mark.parametrize(
+    "name", ["vit-tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in QUICK if name != "vit-tiny")]
+)
+def test_coarser_precisions_of_every_kind_of_network_stay_close(name: str, tmp_path: Path) -> None:
+    model = without(everything(name), {"mgn", "dsr", "attention"})
+    graph = trace(model, About.of(model, 64, 32))
+    for coarser, tolerance in ((to_float16(graph), 1e-3), (quantize(graph, people((64, 32))), 0.05)):
+        onnx.save(coarser, tmp_path / "model.onnx")
+        assert compare(model, OnnxArtifact(tmp_path / "model.onnx"), tolerance)
 
 
 @pytest.mark.slow

@@ -97,3 +97,31 @@ def test_recipes_name_their_mistakes(tmp_path):
         "recipe: transform.1: sides: found none; expected one or several of top, bottom, left, right",
         "recipe: aggregator: windows: found none; expected one or several",
     ]
+
+
+def test_cells_are_in_the_exported_file(tmp_path) -> None:
+    """ONNX Runtime gives the embedding and the cells that are compared, for any number of images."""
+    from reidcore.export import About, export
+    from reidcore.export.onnx import OnnxArtifact, OnnxExporter
+    from reidcore.networks import build_model
+    from reidcore.recipe import load_recipe
+    from reidcore.testing import seem_trained
+
+    recipe = load_recipe(
+        {
+            "run": {"name": "x"},
+            "train": [{"name": "synthetic"}],
+            "input": {"height": 128, "width": 128},
+            "backbone": {"name": "resnet18", "base": 16, "stages": 3, "last_stride": 1, "weights": "none"},
+            "aggregator": {"name": "dsr"},
+        }
+    ).recipe
+    model = seem_trained(build_model(recipe, 3))
+    images = np.random.default_rng(0).integers(0, 256, (5, 128, 128, 3)).astype(np.uint8)
+    (file,) = export(model, OnnxExporter(), images, tmp_path / "onnx", About.of(model, 128, 128)).files
+    found = OnnxArtifact(file).run(images)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images).permute(0, 3, 1, 2))
+    assert set(found) == {"embedding", *expected.extras} and expected.extras
+    for name, values in {"embedding": expected.embedding, **expected.extras}.items():
+        np.testing.assert_allclose(found[name], values.float().numpy(), rtol=1e-3, atol=1e-3)
