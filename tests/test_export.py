@@ -348,8 +348,20 @@ def test_a_model_that_cannot_be_traced_is_refused_with_the_reason(model):
 
     broken = copy.deepcopy(model)
     broken.aggregator.pool = Looks()
-    with pytest.raises(ContractError, match=r"the model cannot be written as ONNX: .*data-dependent"):
+    with pytest.raises(ContractError, match=rf"the model cannot be written as ONNX: {__file__}:\d+: .*data-dependent"):
         trace(broken, About.of(broken, *SIZE))
+
+
+def test_an_operation_that_onnx_has_not_is_told_with_its_layer(model, capfd):
+    class Median(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(2).median(2).values
+
+    broken = copy.deepcopy(model)
+    broken.aggregator.pool = Median()
+    with pytest.raises(ContractError, match=r"layer 'aggregator\.pool': No ONNX function found for .*aten\.median"):
+        trace(broken, About.of(broken, *SIZE))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_model_that_counts_its_images_is_told_how_to(model):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import re
 import warnings
 from ast import literal_eval
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,6 +64,7 @@ def trace(
     program = _Program(model, names, fold, unit_length)
     shape = (2, about.height, about.width, 3) if fold else (2, 3, about.height, about.width)
     example = torch.zeros(shape, dtype=torch.uint8 if fold else torch.float32)
+    exported = None
     with _quiet(), torch.no_grad():
         try:
             exported = torch.export.export(program, (example,), dynamic_shapes=({0: torch.export.Dim(BATCH, min=1)},))
@@ -74,7 +77,7 @@ def trace(
                 verbose=False,
             )
         except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
-            raise ContractError(f"the model cannot be written as ONNX: {_cause(error)}") from None
+            raise ContractError(f"the model cannot be written as ONNX: {_cause(error, exported)}") from None
     assert written is not None
     graph = written.model_proto
     _name_after_modules(graph)
@@ -86,13 +89,23 @@ def trace(
     return describe(graph, about)
 
 
-def _cause(error: BaseException) -> str:
-    """Return the first line of what went wrong at first, or what is to be done where it is known."""
+def _cause(error: BaseException, exported: Any) -> str:
+    """Return what went wrong at first, in which layer or line; or what is to be done, where it is known."""
     if "specialized it to be a constant" in str(error):
         return "it takes the number of images for a constant, as len(x) does; write x.shape[0]"
+    texts = [str(error)]
     while error.__cause__:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        texts.append(str(error))
+    text = "\n".join(texts)
+    where = ""
+    if (node := re.search(r"translating node %(\w+)", text)) and exported is not None:
+        stacks = [n.meta.get("nn_module_stack") for n in exported.graph.nodes if n.name == node[1]]
+        paths = [path for path, _ in stacks[0].values()] if stacks and stacks[0] else [""]
+        where = f"layer '{paths[-1].removeprefix('model.')}': "
+    elif line := re.search(r'File "(.+)", line (\d+), in \w+\n', text):
+        where = f"{line[1]}:{line[2]}: "
+    return where + (texts[-1].strip() or type(error).__name__).splitlines()[0]
 
 
 def describe(graph: onnx.ModelProto, about: About) -> onnx.ModelProto:
@@ -256,7 +269,7 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
