@@ -42,6 +42,10 @@ PYTEST = (
     "markers=slow",
     "-m",
     "not slow",
+    "-n",
+    "2",
+    "--dist",
+    "loadfile",
 )
 
 
