@@ -25,7 +25,7 @@ VERBS = {
     "data": "say what is in a data set, and what is wrong with it",
     "evaluate": "evaluate a finished run again",
     "export": "write a run's model for another engine, and prove that it computes the same",
-    "import": "make an ONNX file of a model of Caffe's",
+    "import": "take over a model of FastReID's, or of Caffe's",
     "compare": "set runs side by side, and say which differences are more than chance",
     "embed": "write the embeddings of images to a file",
     "index": "make files of embeddings searchable",
