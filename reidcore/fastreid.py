@@ -18,6 +18,7 @@ from torch import Tensor
 from reidcore import __version__
 from reidcore.checkpoint import WEIGHTS, save_tensors
 from reidcore.errors import RunError
+from reidcore.fastreid_config import read_config, to_recipe
 from reidcore.networks import RECIPE, build_model, unweighted
 from reidcore.recipe import Loaded, fill, load_recipe
 
@@ -52,20 +53,29 @@ _DATA = {
 
 
 def import_fastreid(
-    file: Path, folder: Path, overrides: Sequence[str] = (), plugin_files: Sequence[str | Path] = ()
+    file: Path,
+    folder: Path,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    plugin_files: Sequence[str | Path] = (),
 ) -> list[str]:
     """Turn a checkpoint into a run folder whose embeddings are FastReID's, and return what is worth knowing of it.
 
-    What the weights do not say (the size of images, the kind of pooling without a learnt exponent) comes from the name
-    of a published file, or from `overrides` of the recipe, `KEY=VALUE`. Raises RunError for a weight that is missing,
-    left over or of another shape, and for what nothing says.
+    What the weights do not say (the size of images, the kind of pooling without a learnt exponent) comes from its YAML
+    `config`, from the name of a published file, or from `overrides` of the recipe, `KEY=VALUE`. Raises RunError for a
+    weight that is missing, left over or of another shape, and for what nothing says.
     """
     if folder.exists():
         raise RunError(f"{folder} exists; choose another place for the run")
     state, old = renamed(read_checkpoint(file))
     tables = architecture(state, file.name, old)
+    if config is not None:
+        said, _ = to_recipe(read_config(config), folder.name)
+        said["backbone"] = {**tables["backbone"], "last_stride": said["backbone"]["last_stride"]}
+        learnt = "aggregator.pool.alpha" in state or "aggregator.reductions.b1.0.weight" in state
+        tables = {**said, **({"aggregator": tables["aggregator"]} if learnt else {})}
     _require_said(tables, overrides)
-    recipe = {"run": {"name": folder.name}, **tables}
+    recipe = {**tables, "run": {"name": folder.name}}
     loaded = load_recipe(recipe, overrides=overrides, plugin_files=plugin_files)
     classes = next((len(state[key]) for key in state if key.endswith("classifier.weight")), 0)
     model = build_model(unweighted(loaded.recipe), classes)

@@ -310,6 +310,31 @@ def test_what_nothing_says_is_asked_for(small, tmp_path):
     assert f"{tmp_path / 'run'} exists" in run_cli(*command, *SMALL, "--set", "aggregator.name=avg").err
 
 
+def test_a_configuration_says_what_weights_do_not(small, tmp_path):
+    state = {key: value for key, value in small.items() if key != "heads.pool_layer.p"}
+    (tmp_path / "c.yml").write_text(
+        "MODEL: {BACKBONE: {DEPTH: 34x, LAST_STRIDE: 1}, HEADS: {WITH_BNNECK: True, POOL_LAYER: GlobalAvgPool}}\n"
+        "INPUT: {SIZE_TRAIN: [64, 32]}\nDATASETS:\n  NAMES: ('VeRi',)\n  TESTS: ('VeRi',)\n"
+    )
+    torch.save(state, tmp_path / "m.pth")
+    command = (
+        "import",
+        tmp_path / "m.pth",
+        "--from",
+        "fastreid",
+        "--config",
+        tmp_path / "c.yml",
+        "-o",
+        tmp_path / "run",
+    )
+    assert run_cli(*command, "--set", "training.precision=float32").status == 0
+    with torch.no_grad():
+        expected = straight(state, torch.from_numpy(IMAGES), 34, attention=False, exponent=None, pad=False)
+    found = torch.from_numpy(load_model(tmp_path / "run").embed(list(IMAGES)))
+    assert (1 - torch.cosine_similarity(found, expected)).max() < 1e-5
+    assert 'name = "core:veri776"' in (tmp_path / "run" / "recipe.toml").read_text()
+
+
 class Runs:
     def __reduce__(self):
         return (print, ("this must not be seen",))

@@ -1,5 +1,6 @@
 """`reidcore import`: take over models of other programs."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -10,11 +11,19 @@ from reidcore.retrieval.store import refuse_existing
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "file", metavar="FILE", type=Path, help="fastreid: a checkpoint; caffe: a .prototxt, its .caffemodel beside it"
+        "file",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        help="fastreid: a checkpoint; caffe: a .prototxt, its .caffemodel beside it",
     )
-    parser.add_argument("--from", dest="kind", choices=["fastreid", "caffe"], required=True, help="whose file it is")
+    parser.add_argument("--from", dest="kind", choices=["fastreid", "caffe"], help="whose file it is")
     parser.add_argument(
-        "-o", "--output", metavar="PLACE", type=Path, required=True, help="fastreid: a new run folder; caffe: an .onnx"
+        "-o", "--output", metavar="PLACE", type=Path, help="fastreid: a new run folder; caffe: a new .onnx file"
+    )
+    parser.add_argument("--config", metavar="FILE.yml", type=Path, help="fastreid: the checkpoint's configuration")
+    parser.add_argument(
+        "--config-only", metavar="FILE.yml", type=Path, help="print a configuration of FastReID as a recipe, no more"
     )
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="fastreid: change one key of the run's recipe"
@@ -23,11 +32,18 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def main(options: Namespace) -> int:
-    """Import."""
+    """Import, and say what came of it."""
+    if options.config_only:
+        _print_recipe(options.config_only)
+        return 0
+    if not (options.file and options.kind and options.output):
+        raise ReidError(
+            "expected FILE --from fastreid -o RUN, FILE --from caffe -o FILE.onnx, or --config-only FILE.yml"
+        )
     if options.kind == "fastreid":
         from reidcore.fastreid import import_fastreid
 
-        for line in import_fastreid(options.file, options.output, options.set, options.plugin):
+        for line in import_fastreid(options.file, options.output, options.config, options.set, options.plugin):
             print(line)
         return 0
     from reidcore.export.caffe_reader import convert
@@ -45,3 +61,17 @@ def main(options: Namespace) -> int:
     )
     print(f"{options.output}: takes {inputs}; gives {outputs}")
     return 0
+
+
+def _print_recipe(file: Path) -> None:
+    import tomli_w
+
+    from reidcore.fastreid_config import read_config, to_recipe
+
+    recipe, left = to_recipe(read_config(file), file.stem)
+    print(f"# From FastReID's {file.name}.")
+    for line in left:
+        print(f"# No counterpart: {line}")
+        print(f"no counterpart: {line}", file=sys.stderr)
+    print()
+    print(tomli_w.dumps(recipe), end="")
