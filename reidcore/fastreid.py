@@ -96,12 +96,14 @@ def import_fastreid(
     save_tensors(folder / WEIGHTS, state, {"classes": classes})
     origin = {"reidcore": __version__, "imported from": f"FastReID, {file.name}"}
     (folder / RECIPE).write_text(fill(loaded, origin), encoding="utf-8")
-    stem = "with padding, as FastReID did until November 2020" if old else "by sizes rounded up"
-    return [
-        f"{folder}: {network} with {classes} classes",
-        f"its names of weights are {'old' if old else 'new'}, so its stem pools {stem}; if its figures are below the "
-        "published ones, try the other backbone.stem_pool",
-    ]
+    notes = [f"{folder}: {network} with {classes} classes"]
+    if "stem_pool" in tables["backbone"]:
+        stem = "with padding, as FastReID did until November 2020" if old else "by sizes rounded up"
+        notes.append(
+            f"its names of weights are {'old' if old else 'new'}, so its stem pools {stem}; if its figures are below the "
+            "published ones, try the other backbone.stem_pool"
+        )
+    return notes
 
 
 def _require_said(tables: Mapping[str, Any], overrides: Sequence[str]) -> None:
