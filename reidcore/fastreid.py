@@ -100,8 +100,8 @@ def import_fastreid(
     if "stem_pool" in tables["backbone"]:
         stem = "with padding, as FastReID did until November 2020" if old else "by sizes rounded up"
         notes.append(
-            f"its names of weights are {'old' if old else 'new'}, so its stem pools {stem}; if its figures are below the "
-            "published ones, try the other backbone.stem_pool"
+            f"its names of weights are {'old' if old else 'new'}, so its stem pools {stem}; if its figures are below "
+            "the published ones, try the other backbone.stem_pool"
         )
     return notes
 
