@@ -310,14 +310,14 @@ def _compare_tests(name: str, results: Mapping[str, Result]) -> dict[str, Compar
     return compared
 
 
-def load_model(run: str | Path, device: str = "cpu", plugin_files: Sequence[str | Path] = ()) -> Embedder:
+def load_model(folder: str | Path, device: str = "cpu", plugin_files: Sequence[str | Path] = ()) -> Embedder:
     """Load the model of a run folder, or a file that was exported. Raises RunError when there is none."""
-    run = Path(run)
-    if run.is_file():
-        return _load_artifact(run, device, discover(map(Path, plugin_files)))
-    model, loaded, _ = load_trained(run, overrides=(f"run.device={device}",), plugin_files=plugin_files)
+    folder = Path(folder)
+    if folder.is_file():
+        return _load_artifact(folder, device, discover(map(Path, plugin_files)))
+    model, loaded, _ = load_trained(folder, overrides=(f"run.device={device}",), plugin_files=plugin_files)
     evaluator = make_evaluator(loaded.recipe)
-    return Embedder(model.to(evaluator.device).eval(), evaluator, model.dim, _fingerprint(run))
+    return Embedder(model.to(evaluator.device).eval(), evaluator, model.dim, _fingerprint(folder))
 
 
 def _load_artifact(file: Path, device: str, catalog: Catalog) -> Embedder:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reidcore import __version__
 from reidcore.checkpoint import WEIGHTS, save_tensors
-from reidcore.errors import RunError
+from reidcore.errors import RunError, os_message
 from reidcore.fastreid_config import read_config, to_recipe
 from reidcore.networks import RECIPE, build_model, unweighted
 from reidcore.recipe import Loaded, fill, load_recipe
@@ -95,7 +95,10 @@ def import_fastreid(
         raise RunError("\n".join([f"{file} does not fit {network} as its names were understood:", *wrong]))
     save_tensors(folder / WEIGHTS, state, {"classes": classes})
     origin = {"reidcore": __version__, "imported from": f"FastReID, {file.name}"}
-    (folder / RECIPE).write_text(fill(loaded, origin), encoding="utf-8")
+    try:
+        (folder / RECIPE).write_text(fill(loaded, origin), encoding="utf-8")
+    except OSError as error:
+        raise RunError(os_message(error, "write", folder / RECIPE)) from None
     notes = [f"{folder}: {network} with {classes} classes"]
     if "stem_pool" in tables["backbone"]:
         stem = "with padding, as FastReID did until November 2020" if old else "by sizes rounded up"
