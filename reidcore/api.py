@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,15 +39,17 @@ from reidcore.builtin.modules.transforms import Resize
 from reidcore.catalog import Catalog, discover
 from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, save_tensors
 from reidcore.data import read_image
-from reidcore.errors import ContractError, DataError, RecipeError, ReidError, RunError, os_message
+from reidcore.errors import ContractError, DataError, RecipeError, ReidError, RunError, offer, os_message
 from reidcore.export import About, ArtifactModel, Exported, export, open_artifact
 from reidcore.features import KeptFeatures
 from reidcore.kinds import Logger
 from reidcore.loop import Run, checkpoints, fit, prepare
+from reidcore.machine import describe
 from reidcore.model import Model
 from reidcore.networks import RECIPE, load_trained, unweighted
 from reidcore.options import EvaluationOptions, InputOptions
 from reidcore.recipe import Loaded, fill, load_recipe, needed
+from reidcore.report import QUERIES, Opened, write_comparison, write_report
 from reidcore.reporting import JsonLines, Terminal, describe_exported, make_console
 from reidcore.results import FILE as RESULTS_FILE
 from reidcore.results import load_results, save_results
@@ -119,7 +122,7 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
     """Train, evaluate and export in the run folder, which is not touched before everything is known to fit."""
     recipe = loaded.recipe
     require_images(data)
-    evaluator = make_evaluator(recipe, folder)
+    evaluator = evolve(make_evaluator(recipe, folder), progress=terminal)
     holdout_evaluator = evolve(evaluator, metrics=(loaded.catalog.build("metric", "core:map"),))
     done: dict[int, dict[str, Result]] = {}
 
@@ -151,6 +154,7 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         f"{len(data.train.samples)} images of {data.classes} identities{unlabelled} on {run_.device}"
         f"{' in bfloat16' if run_.precision == torch.bfloat16 else ''}; run folder {folder}"
     )
+    run_.log(kind="start", began=datetime.now().astimezone().isoformat(" ", "seconds"), **describe(run_.device))
     if taken:
         run_.log(kind="init", run=str(recipe.run.init), **asdict(taken))
         here = taken.loaded + len(taken.only_here) + len(taken.reshaped)
@@ -177,6 +181,9 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
                 terminal.note(describe_exported(exported))
             except (ContractError, RunError) as error:
                 failed.append(str(error))
+        if recipe.run.report:
+            page = write_report(folder, keeping, model, data.tests, data.holdout)
+            terminal.note(f"report: {page}")
         if failed:
             again = f"the run is finished; to export it again: reidcore export {folder} --to NAME"
             raise RunError("\n".join([*failed, again]))
@@ -190,24 +197,20 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     plugin_files: Sequence[str | Path] = (),
     artifact: str | Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Result]:
     """Evaluate a finished run's model again, on the tests of its recipe with `KEY=VALUE` overrides.
 
     Features that the run folder has are not extracted again. The results are kept for `compare` if the overrides say
     nothing but where data and device are. With `artifact`, an exported file, this is what computes the embeddings, and
-    nothing is kept.
+    nothing is kept. `progress` is told what is being done, how much of it is done, and of how much (0: not known).
     """
     folder = Path(folder)
-    model: nn.Module
-    model, loaded, trained_on = load_trained(folder, overrides=overrides, plugin_files=plugin_files)
-    choosing = any(chooses([part.build() for part in test.postprocess]) for test in loaded.recipe.test)
-    data = read_data(loaded, train=choosing)
-    _check_holdout(folder, data.holdout, trained_on)
+    model, loaded, data = _open(folder, overrides, plugin_files)
     if not data.tests:
         raise RunError(f"the recipe of {folder} has no [[test]] table; add --set test.0.name=NAME and its options")
-    for test in data.tests:
-        test.coverage()
     evaluator = make_evaluator(loaded.recipe, folder)
+    evaluator = evolve(evaluator, progress=progress)
     if artifact is not None:
         opened = open_artifact(Path(artifact), loaded.catalog, str(evaluator.device))
         if about := opened.about:
@@ -221,6 +224,17 @@ def evaluate_run(
         save_results(folder, results)
         _write_metrics(folder / RESULTS, results)
     return results
+
+
+def _open(folder: Path, overrides: Sequence[str], plugin_files: Sequence[str | Path]) -> tuple[Model, Loaded, Data]:
+    """Return the model of a finished run, its recipe with overrides, and the images of its tests."""
+    model, loaded, trained_on = load_trained(folder, overrides=overrides, plugin_files=plugin_files)
+    choosing = any(chooses([part.build() for part in test.postprocess]) for test in loaded.recipe.test)
+    data = read_data(loaded, train=choosing)
+    _check_holdout(folder, data.holdout, trained_on)
+    for test in data.tests:
+        test.coverage()
+    return model, loaded, data
 
 
 def _check_holdout(folder: Path, holdout: Test | None, trained_on: Sequence[int] | None) -> None:
@@ -308,6 +322,59 @@ def _compare_tests(name: str, results: Mapping[str, Result]) -> dict[str, Compar
             f"{name} has no two tests of the same queries and gallery to compare; name another run to compare it with"
         )
     return compared
+
+
+def report_run(
+    folder: str | Path,
+    tests: Sequence[str] = (),
+    queries: int = QUERIES,
+    overrides: Sequence[str] = (),
+    plugin_files: Sequence[str | Path] = (),
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Path:
+    """Write the report of a finished run, see `reidcore.report.write_report`, and return its page.
+
+    tests: labels of those to show, by default all. Where their images are gone it has what the run kept, and says so.
+    """
+    folder = Path(folder)
+    notes = []
+    try:
+        model, loaded, data = _open(folder, overrides, plugin_files)
+        found, holdout = data.tests, data.holdout
+    except DataError as error:
+        model, loaded, _ = load_trained(folder, overrides=overrides, plugin_files=plugin_files)
+        found, holdout = (), None
+        notes = [f"There are no rank lists, since the images of the tests are not there: {error}"]
+    labels = [test.label for test in found]
+    if unknown := [label for label in tests if found and label not in labels]:
+        raise RunError(f"{folder} has no test '{unknown[0]}'; {offer(unknown[0], labels)}")
+    evaluator = evolve(_keeping(make_evaluator(loaded.recipe, folder), loaded, folder), progress=progress)
+    chosen = [test for test in found if not tests or test.label in tests]
+    return write_report(folder, evaluator, model.to(evaluator.device), chosen, holdout, queries=queries, notes=notes)
+
+
+def report_comparison(
+    folders: Sequence[str | Path],
+    file: str | Path,
+    plugin_files: Sequence[str | Path] = (),
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[str, Comparison]:
+    """Compare runs (see `compare`), and write a page of it, see `reidcore.report.write_comparison`."""
+    comparisons = compare(folders)
+    opened: dict[str, Opened] = {}
+    notes: list[str] = []
+    for folder in folders:
+        try:
+            model, loaded, data = _open(Path(folder), (), plugin_files)
+        except DataError as error:
+            notes = [f"There are no rank lists, since the images of the tests are not there: {error}"]
+            opened = {}
+            break
+        evaluator = _keeping(make_evaluator(loaded.recipe, Path(folder)), loaded, Path(folder))
+        evaluator = evolve(evaluator, progress=progress)
+        opened[str(folder)] = Opened(evaluator, model.to(evaluator.device), data.tests, data.holdout)
+    write_comparison(Path(file), comparisons, opened, notes)
+    return comparisons
 
 
 def load_model(folder: str | Path, device: str = "cpu", plugin_files: Sequence[str | Path] = ()) -> Embedder:
@@ -604,5 +671,7 @@ __all__ = [
     "export_run",
     "load_model",
     "load_recipe",
+    "report_comparison",
+    "report_run",
     "run",
 ]

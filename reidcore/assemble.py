@@ -402,30 +402,20 @@ class Evaluator:
     """Where features are that are more than `options.memory`."""
     kept: KeptFeatures | None = None
     world: World = ALONE
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    """Told what is being done, how much of it is done, and of how much (0: not known); see `reporting.Bar`."""
 
     def __call__(self, model: nn.Module, tests: Sequence[Test], holdout: Test | None = None) -> dict[str, Result]:
         """Return each test's result, in order.
 
         What post-processors have to choose they choose on `holdout`, whose queries are transformed as the test's.
         """
-        asked = [(test, *self._sides(test, holdout)) for test in tests]
-        room = room_for(self.options.memory * 2**30, self.folder)
-        features: dict[_Side, Features] = {}
         results = {}
-        for position, (test, sides, held_out) in enumerate(asked):
-            wanted = []
-            for side in (*sides, *held_out):
-                if side not in features:
-                    users = [other for other, *groups in asked[position:] if any(side in group for group in groups)]
-                    features[side] = self._features(model, side, set().union(*(user.needs for user in users)), room)
-                found = features[side]
-                wanted.append(evolve(found, extras={name: found.extras[name] for name in test.needs}))
-            chosen: dict[str, float] = {}
-            if holdout and held_out:
-                held = Problem(wanted[2], wanted[3], holdout.protocol, self.options.distance, self.device)
-                chosen = choose(held, test.postprocess)
+        for test, query, gallery, chosen in self.features(model, tests, holdout):
+            self.progress(f"{test.label}: ranking", 0, 0)
             result = evaluate(
-                *wanted[:2],
+                query,
+                gallery,
                 distance=self.options.distance,
                 postprocess=test.postprocess,
                 metrics=self.metrics,
@@ -434,10 +424,36 @@ class Evaluator:
                 device=self.device,
             )
             results[test.label] = evolve(result, chosen=chosen)
-            del found, wanted  # before others are extracted
+            del query, gallery  # before others are extracted
+        return results
+
+    def features(
+        self, model: nn.Module, tests: Sequence[Test], holdout: Test | None = None
+    ) -> Iterator[tuple[Test, Features, Features, Mapping[str, float]]]:
+        """Yield each test with the features of its queries and of its gallery, and what its post-processors chose."""
+        asked = [(test, *self._sides(test, holdout)) for test in tests]
+        room = room_for(self.options.memory * 2**30, self.folder)
+        features: dict[_Side, Features] = {}
+        for position, (test, sides, held_out) in enumerate(asked):
+            wanted = []
+            for side in (*sides, *held_out):
+                if side not in features:
+                    users = [other for other, *groups in asked[position:] if any(side in group for group in groups)]
+                    what = f"{test.label}: features"
+                    needs = set().union(*(user.needs for user in users))
+                    features[side] = self._features(model, side, needs, room, what)
+                found = features[side]
+                wanted.append(evolve(found, extras={name: found.extras[name] for name in test.needs}))
+            chosen: dict[str, float] = {}
+            if holdout and held_out:
+                held = Problem(wanted[2], wanted[3], holdout.protocol, self.options.distance, self.device)
+                chosen = choose(held, test.postprocess)
+            query, gallery = wanted[:2]
+            del found, wanted
+            yield test, query, gallery, chosen
+            del query, gallery  # before others are extracted
             needed = {side for _, *groups in asked[position + 1 :] for group in groups for side in group}
             features = {side: found for side, found in features.items() if side in needed}
-        return results
 
     def _sides(self, test: Test, holdout: Test | None) -> tuple[Sequence[_Side], Sequence[_Side]]:
         """Return queries and gallery of a test, and the held-out ones that its post-processors choose on."""
@@ -451,7 +467,14 @@ class Evaluator:
 
         return sides(test), sides(holdout) if holdout and chooses(test.postprocess) else ()
 
-    def _features(self, model: nn.Module, side: _Side, extras: Collection[str], room: Room) -> Features:
+    def _features(self, model: nn.Module, side: _Side, extras: Collection[str], room: Room, what: str) -> Features:
+        count = 0
+
+        def done(more: int) -> None:
+            nonlocal count
+            count += more
+            self.progress(what, count, len(side.samples))
+
         def extracted(extras: Collection[str], room: Room) -> Features:
             return extract(
                 model,
@@ -461,6 +484,7 @@ class Evaluator:
                 extras=extras,
                 room=room,
                 world=self.world,
+                done=done,
                 **self._reading(),
             )
 

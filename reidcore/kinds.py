@@ -379,7 +379,8 @@ class Logger(Protocol):
     """Receives what a run reports."""
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """Take one event: a flat mapping with a "kind" of "init", "resume", "step", "epoch", "round" or "evaluation".
+        """Take one event: a flat mapping with a "kind" of "start", "init", "resume", "step", "epoch", "round" or
+        "evaluation".
 
         That of a round has a "text" for people.
         """

@@ -25,6 +25,7 @@ class RunOptions:
     device: str = option("auto", help="'auto', 'cpu', 'cuda' or 'cuda:1'")
     deterministic: bool = option(False, help="refuse operations whose result depends on timing")
     output: Path = option(Path("runs"), help="folder of run folders")
+    report: bool = option(True, help="write report.html and its figures at the end")
 
 
 @frozen(kw_only=True)

@@ -80,6 +80,12 @@ class Terminal:
         self.progress: Progress | None = None
         self.bar: TaskID | None = None
         self.last_line = time.monotonic()
+        self.work = Bar(console, quiet)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show how far work is that is not training; see `Bar`."""
+        self._take_away()
+        self.work(what, done, total)
 
     def warn(self, text: str) -> None:
         """Show a sentence that must not be missed."""
@@ -94,6 +100,7 @@ class Terminal:
         """Show one event."""
         if self.quiet:
             return
+        self.work.close()
         if event["kind"] == "step":
             self._step(event)
         elif event["kind"] == "epoch":
@@ -115,6 +122,10 @@ class Terminal:
 
     def close(self) -> None:
         """Take the bar away."""
+        self.work.close()
+        self._take_away()
+
+    def _take_away(self) -> None:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -159,7 +170,7 @@ class Bar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._close()
+        self.close()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show how far the work is."""
@@ -167,13 +178,14 @@ class Bar:
             return
         now = time.monotonic()
         if what != self.what:
-            self._close()
+            self.close()
             self.what, self.started, self.last_line = what, now, now
         left = f"{duration((now - self.started) * (total - done) / done)} left" if done else ""
         if not self.console.is_terminal:
             if now - self.last_line > PLAIN_SECONDS:
                 self.last_line = now
-                self.console.print(f"{what}: {done} of {total}, {left}", highlight=False, soft_wrap=True)
+                text = f"{what}: {done} of {total}, {left}" if total else what
+                self.console.print(text, highlight=False, soft_wrap=True)
         elif self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=done, text=left)
         elif not total or now - self.started > PATIENCE_SECONDS:
@@ -187,10 +199,12 @@ class Bar:
             self.progress.start()
             self.progress.add_task(what, total=total or None, completed=done, text=left)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Take the bar away."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+        self.what = ""
 
 
 def duration(seconds: float) -> str:

@@ -26,6 +26,7 @@ VERBS = {
     "evaluate": "evaluate a finished run again",
     "export": "write a run's model for another engine, and prove that it computes the same",
     "import": "take over a model of FastReID's, or of Caffe's",
+    "report": "write what a finished run came to as a page to look at",
     "compare": "set runs side by side, and say which differences are more than chance",
     "embed": "write the embeddings of images to a file",
     "index": "make files of embeddings searchable",

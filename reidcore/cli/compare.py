@@ -2,12 +2,15 @@
 
 import json
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 import numpy as np
 from rich.table import Column, Table
 
-from reidcore.api import Comparison, compare
-from reidcore.reporting import make_console
+from reidcore.api import Comparison, compare, report_comparison
+from reidcore.errors import ReidError
+from reidcore.reporting import Bar, make_console
+from reidcore.retrieval.store import refuse_existing
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -16,11 +19,20 @@ def add_arguments(parser: ArgumentParser) -> None:
         "runs", metavar="RUN", nargs="+", help="run folders; the first is what others are held to; of one, its tests"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("-o", "--output", metavar="FILE.html", type=Path, help="also write a page to look at")
+    parser.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help="a plugin in one file")
 
 
 def main(options: Namespace) -> int:
     """Print a table a test; of a single run one of its tests."""
-    comparisons = compare(options.runs)
+    if options.output:
+        refuse_existing(options.output)
+        if options.output.suffix != ".html":
+            raise ReidError(f"cannot write {options.output}: what comes out is a page, an .html file")
+        with Bar(make_console(stderr=True)) as bar:
+            comparisons = report_comparison(options.runs, options.output, options.plugin, bar)
+    else:
+        comparisons = compare(options.runs)
     compared = "run" if len(options.runs) > 1 else "test"
     if options.json:
         print(json.dumps({label: _plain(each, f"{compared}s") for label, each in comparisons.items()}, indent=2))
@@ -34,6 +46,8 @@ def main(options: Namespace) -> int:
         highlight=False,
         soft_wrap=True,
     )
+    if options.output:
+        console.print(f"page: {options.output}", highlight=False, soft_wrap=True)
     return 0
 
 

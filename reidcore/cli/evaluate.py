@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from reidcore.api import evaluate_run
-from reidcore.reporting import describe_chosen, make_console, metrics_table
+from reidcore.reporting import Bar, describe_chosen, make_console, metrics_table
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -16,12 +16,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key of its recipe")
     parser.add_argument("--intervals", action="store_true", help="show 95% intervals")
     parser.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help="a plugin in one file")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the result only")
 
 
 def main(options: Namespace) -> int:
     """Print the figures and the queries that they cover."""
     console = make_console()
-    results = evaluate_run(options.run, options.set, options.plugin, options.artifact)
+    with Bar(make_console(stderr=True), options.quiet) as bar:
+        results = evaluate_run(options.run, options.set, options.plugin, options.artifact, bar)
     rows = {
         label: (result, f"{result.covered} of {result.queries}{describe_chosen(result.chosen)}")
         for label, result in results.items()

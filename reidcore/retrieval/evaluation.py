@@ -97,7 +97,7 @@ def evaluate(
     problem = Problem(query, gallery, protocol, distance, device)
     catalog = _catalog_for((*postprocess, *metrics), catalog)
     parts = [_part("metric", metric, "start", catalog) for metric in metrics]
-    chain = _chain(problem, postprocess, catalog)
+    chain = chain_of(problem, postprocess, catalog)
     coverage = problem.coverage()
     if not coverage.covered:
         raise DataError(coverage.describe())
@@ -202,7 +202,7 @@ def rank(
     if k < 1:
         raise ReidError(f"k is {k}; expected at least 1")
     problem = Problem(query, gallery, ALL_CAMERAS, distance, device)
-    chain = _chain(problem, postprocess, _catalog_for(postprocess, catalog))
+    chain = chain_of(problem, postprocess, catalog)
     k = min(k, len(gallery))
     indices = np.empty((len(query), k), dtype=np.int64)
     nearest = np.empty((len(query), k), dtype=np.float32)
@@ -231,7 +231,9 @@ def rank(
     return indices, nearest
 
 
-def _chain(problem: Problem, postprocess: Sequence[Any], catalog: Catalog | None) -> list[Any]:
+def chain_of(problem: Problem, postprocess: Sequence[Any], catalog: Catalog | None) -> list[Any]:
+    """Return the built parts of a chain (see `evaluate`). Raises ContractError if it cannot run on the problem."""
+    catalog = _catalog_for(postprocess, catalog)
     chain = [_part("postprocessor", part, "prepare", catalog) for part in postprocess]
     _check_extras(problem, chain)
     return chain

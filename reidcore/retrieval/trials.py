@@ -61,7 +61,8 @@ def _joined(query: Features, distance: str) -> Features:
     sums = np.zeros((len(first), embeddings.shape[1]))
     np.add.at(sums, joint, embeddings)
     means = (sums / np.bincount(joint)[:, None]).astype(np.float32)
-    return Features(means, query.identities[first], query.cameras[first])
+    paths = None if query.paths is None else [query.paths[number] for number in first]
+    return Features(means, query.identities[first], query.cameras[first], paths)
 
 
 def _vehicleid(problem: Problem, seed: int) -> Iterator[Trial]:
@@ -74,7 +75,11 @@ def _vehicleid(problem: Problem, seed: int) -> Iterator[Trial]:
     )
     shared = sides[0].extras.keys() & sides[1].extras.keys()
     extras = {name: np.concatenate([side.extras[name] for side in sides])[kept] for name in shared}
-    images = Features(embeddings, identities, cameras, extras=extras)
+    paths = None
+    if sides[0].paths is not None and sides[1].paths is not None:
+        names = [*sides[0].paths, *sides[1].paths]
+        paths = [names[number] for number in kept]
+    images = Features(embeddings, identities, cameras, paths, extras=extras)
     for repeat in range(REPEATS):
         order = np.random.default_rng([seed, repeat]).permutation(len(images))
         known, first = np.unique(images.identities[order], return_index=True)

@@ -40,7 +40,7 @@ def tiny_recipe(folder: Path, **tables: Any) -> Path:
     if not root.exists():
         toy_data(root)
     recipe: Mapping[str, Any] = {
-        "run": {"output": str(folder / "runs"), "device": "cpu"},
+        "run": {"output": str(folder / "runs"), "device": "cpu", "report": False},
         "train": [{"name": "folder", "root": str(root)}],
         "test": [{"name": "folder", "root": str(root)}],
         "input": {"height": 32, "width": 16, "workers": 0},
@@ -58,7 +58,7 @@ def seem_trained(model: Any, seed: int = 0) -> Any:
     """Give every batch and instance norm of a model what a training could have left, and return it, evaluating.
 
     As it begins a norm changes next to nothing, and files that leave norms out would pass for equal. Scales that begin
-    at 0, at the end of residual branches, stay small: else the values of a deep network explode, and with them rounding.
+    at 0, at the end of residual branches, stay small: else a deep network's values explode, and with them rounding.
     """
     import torch
     from torch import nn

@@ -1,0 +1,38 @@
+"""What machine this is."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+
+def describe(device: torch.device | str = "cpu") -> dict[str, str]:
+    """Return what a figure of speed depends on, as texts: the machine, its device for networks, the system."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = torch.device(device)
+    found = {
+        "machine": f"{_processor()}, {cores} core{'' if cores == 1 else 's'}{_memory()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "system": f"{platform.system()} {platform.release()}",
+    }
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _memory() -> str:
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # as on Windows
+        return ""
+    return f", {size / 2**30:.0f} GiB of memory"

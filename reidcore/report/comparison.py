@@ -1,0 +1,116 @@
+"""Runs, or tests of one run, side by side on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import frozen
+
+from reidcore.assemble import Evaluator, Test
+from reidcore.model import Model
+from reidcore.report.page import write_page
+from reidcore.report.pictures import Pictures
+from reidcore.report.plots import draw
+from reidcore.report.ranked import Ranked, figures
+from reidcore.report.run import curves_of, encode, judged, make_pictures, unreadable
+from reidcore.retrieval.evaluation import Result
+from reidcore.retrieval.protocol import VERIFICATION
+
+if TYPE_CHECKING:
+    from reidcore.api import Comparison
+
+_CHANGED = 60
+
+
+@frozen(eq=False)
+class Opened:
+    """A finished run, opened to be looked at."""
+
+    evaluator: Evaluator
+    model: Model
+    tests: Sequence[Test]
+    holdout: Test | None = None
+
+
+def write_comparison(
+    file: Path,
+    comparisons: Mapping[str, Comparison],
+    opened: Mapping[str, Opened],
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write a page with `{label: comparison}` of runs, or of the tests of a single one, and return it.
+
+    opened: the runs by their names; without them there are no rank lists, and of curves those that were kept. Figures
+    that draw several in one are written beside the page as well, as NAME-figures/. Raises ReidError when a file cannot
+    be written.
+    """
+    found: dict[str, dict[str, tuple[Result, Ranked | None]]] = {label: {} for label in comparisons}
+    for run, item in opened.items():
+        places = {}
+        for label, comparison in comparisons.items():
+            if run in comparison.results:
+                places[label] = label, run
+            else:
+                places |= {test: (label, test) for test in comparison.results}
+        wanted = [test for test in item.tests if test.label in places]
+        for test, query, gallery, _ in item.evaluator.features(item.model, wanted, item.holdout):
+            item.evaluator.progress(f"{run}, {test.label}: rank lists", 0, 0)
+            label, name = places[test.label]
+            ranked = None if test.protocol == VERIFICATION else Ranked.of(test, query, gallery, item.evaluator)
+            found[label][name] = judged(test, query, gallery, item.evaluator), ranked
+    evaluator = next(iter(opened.values())).evaluator if opened else None
+    pictures = make_pictures(evaluator) if evaluator else Pictures((1, 1))
+    sections = []
+    for label, comparison in comparisons.items():
+        first, *others = comparison.results
+        plots = curves_of({name: result for name, (result, _) in found[label].items()} or comparison.results)
+        draw(plots, file.with_name(f"{file.stem}-figures"), label)
+        before = found[label][first][1] if found[label] else None
+        sections.append(
+            {
+                "label": label,
+                "rows": [_row(name, comparison) for name in comparison.results],
+                "plots": [plot.plotly() for plot in plots],
+                "changed": [
+                    {"run": name, "first": first, "lists": _changed(before, after, pictures)}
+                    for name in others
+                    if before and (after := found[label][name][1])
+                ],
+            }
+        )
+    images = encode(pictures, evaluator) if evaluator else []
+    page = {
+        "kind": "comparison",
+        "title": " and ".join(opened) if len(opened) in (1, 2) else f"{len(next(iter(sections))['rows'])} runs",
+        "shape": pictures.tile,
+        "notes": [*notes, *unreadable(images)],
+        "tests": sections,
+        "images": images,
+        "names": [sample.name for sample in pictures.samples],
+    }
+    return write_page(file, page)
+
+
+def _row(name: str, comparison: Comparison) -> dict[str, Any]:
+    differences = {
+        figure: {
+            "value": one.value,
+            "low": one.low if np.isfinite(one.low) else None,
+            "high": one.high if np.isfinite(one.high) else None,
+            "verdict": one.verdict,
+        }
+        for figure, one in comparison.differences.get(name, {}).items()
+    }
+    return {"run": name, "figures": figures(comparison.results[name]), "differences": differences}
+
+
+def _changed(before: Ranked, after: Ranked, pictures: Pictures) -> list[dict[str, Any]]:
+    """Return the rank lists of the queries whose average precision differs most."""
+    gains = after.rankings.average_precision - before.rankings.average_precision
+    order = np.argsort(-np.abs(np.nan_to_num(gains)), kind="stable")[:_CHANGED]
+    chosen = order[np.nan_to_num(gains[order]) != 0]
+    both = zip(before.lists(chosen, pictures), after.lists(chosen, pictures), strict=True)
+    return [{"before": old, "after": new} for old, new in both]
