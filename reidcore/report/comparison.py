@@ -48,6 +48,7 @@ def write_comparison(
     be written.
     """
     found: dict[str, dict[str, tuple[Result, Ranked | None]]] = {label: {} for label in comparisons}
+    short = _short_names([name for comparison in comparisons.values() for name in comparison.results])
     for run, item in opened.items():
         places = {}
         for label, comparison in comparisons.items():
@@ -66,16 +67,17 @@ def write_comparison(
     sections = []
     for label, comparison in comparisons.items():
         first, *others = comparison.results
-        plots = curves_of({name: result for name, (result, _) in found[label].items()} or comparison.results)
+        results = {name: result for name, (result, _) in found[label].items()} or comparison.results
+        plots = curves_of({short[name]: result for name, result in results.items()})
         draw(plots, file.with_name(f"{file.stem}-figures"), label)
         before = found[label][first][1] if found[label] else None
         sections.append(
             {
                 "label": label,
-                "rows": [_row(name, comparison) for name in comparison.results],
+                "rows": [_row(name, short[name], comparison) for name in comparison.results],
                 "plots": [plot.plotly() for plot in plots],
                 "changed": [
-                    {"run": name, "first": first, "lists": _changed(before, after, pictures)}
+                    {"run": short[name], "first": short[first], "lists": _changed(before, after, pictures)}
                     for name in others
                     if before and (after := found[label][name][1])
                 ],
@@ -84,7 +86,7 @@ def write_comparison(
     images = encode(pictures, evaluator) if evaluator else []
     page = {
         "kind": "comparison",
-        "title": " and ".join(opened) if len(opened) in (1, 2) else f"{len(next(iter(sections))['rows'])} runs",
+        "title": " and ".join(dict.fromkeys(short.values())),
         "shape": pictures.tile,
         "notes": [*notes, *unreadable(images)],
         "tests": sections,
@@ -94,7 +96,13 @@ def write_comparison(
     return write_page(file, page)
 
 
-def _row(name: str, comparison: Comparison) -> dict[str, Any]:
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """Return the last parts of run folders where these tell them apart, else the names."""
+    short = {name: Path(name).name for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
+def _row(name: str, short: str, comparison: Comparison) -> dict[str, Any]:
     differences = {
         figure: {
             "value": one.value,
@@ -104,7 +112,7 @@ def _row(name: str, comparison: Comparison) -> dict[str, Any]:
         }
         for figure, one in comparison.differences.get(name, {}).items()
     }
-    return {"run": name, "figures": figures(comparison.results[name]), "differences": differences}
+    return {"run": short, "figures": figures(comparison.results[name]), "differences": differences}
 
 
 def _changed(before: Ranked, after: Ranked, pictures: Pictures) -> list[dict[str, Any]]:

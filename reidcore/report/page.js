@@ -64,7 +64,7 @@ function themed(layout) {
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: colour("ink"), family: "system-ui, sans-serif" },
     hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("line"), font: { color: colour("ink") } },
-    legend: { orientation: "h", y: -0.25, yanchor: "top" },
+    legend: { orientation: "h", y: -0.32, yanchor: "top" },
     hovermode: "closest",
     ...layout,
     xaxis: { ...axis, ...layout.xaxis },
