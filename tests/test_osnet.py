@@ -55,6 +55,7 @@ class Published:
         return self.conv(hidden, f"{name}.gate.fc2").sigmoid()
 
     def block(self, x: Tensor, name: str) -> Tensor:
+        """Norm by instance inside the branch where it has no batch norm, else after the shortcut if at all."""
         y = self.norm(self.conv(x, f"{name}.conv1.conv"), f"{name}.conv1.bn").relu()
         total = torch.zeros_like(y)
         for letter, depth in {"a": 1, "b": 2, "c": 3, "d": 4}.items():
@@ -62,11 +63,14 @@ class Published:
             for number in range(depth):
                 stream = self.lite(stream, f"{name}.conv2{letter}" + (f".{number}" if depth > 1 else ""))
             total = total + self.gate(stream, name) * stream
-        y = self.norm(self.conv(total, f"{name}.conv3.conv"), f"{name}.conv3.bn")
+        y = self.conv(total, f"{name}.conv3.conv")
+        inside = f"{name}.conv3.bn.weight" not in self.state
+        y = self.norm(y, f"{name}.IN" if inside else f"{name}.conv3.bn")
         if f"{name}.downsample.conv.weight" in self.state:
             x = self.norm(self.conv(x, f"{name}.downsample.conv"), f"{name}.downsample.bn")
         y = y + x
-        return (self.norm(y, f"{name}.IN") if f"{name}.IN.weight" in self.state else y).relu()
+        after = not inside and f"{name}.IN.weight" in self.state
+        return (self.norm(y, f"{name}.IN") if after else y).relu()
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
         x = self.norm(self.conv(images, "conv1.conv", stride=2, padding=3), "conv1.bn").relu()
@@ -81,10 +85,12 @@ class Published:
         return maps | {"stage4": self.norm(self.conv(x, "conv5.conv"), "conv5.bn").relu()}
 
 
-@pytest.mark.parametrize(("scale", "ibn"), [(1.0, False), (1.0, True), (0.25, False)])
-def test_maps_equal_the_published_networks_for_the_same_state_dict(scale: float, ibn: bool) -> None:
+@pytest.mark.parametrize(
+    ("scale", "ibn", "ain"), [(1.0, False, False), (1.0, True, False), (0.25, False, False), (1.0, False, True)]
+)
+def test_maps_equal_the_published_networks_for_the_same_state_dict(scale: float, ibn: bool, ain: bool) -> None:
     torch.manual_seed(0)
-    osnet = randomized(OSNet(scale, 48, 33, ibn)).eval()
+    osnet = randomized(OSNet(scale, 48, 33, ibn, ain)).eval()
     published = Published(osnet.state_dict())
     images = torch.randn(2, 3, 48, 33)
     with torch.no_grad():
@@ -235,6 +241,49 @@ def test_a_file_of_torchreid_is_loaded_without_its_classifier(prefix: str, tmp_p
         assert torch.equal(value, state[f"{prefix}{key}"]), key
 
 
+def test_the_searched_form_takes_the_names_that_torchreid_gives_it(tmp_path: Path) -> None:
+    """Its blocks are INin INin, plain INin, INin plain; streams are lists of layers, and halvings are called pool."""
+    state = {}
+    for stage, (channels, out, norms) in enumerate([(64, 256, "II"), (256, 384, " I"), (384, 512, "I ")], start=2):
+        for index, norm in enumerate(norms):
+            name, middle = f"conv{stage}.{index}", out // 4
+            before = out if index else channels
+            state |= {f"{name}.conv1.conv.weight": (middle, before, 1, 1), f"{name}.conv1.bn": middle}
+            for stream in range(4):
+                for layer in range(stream + 1):
+                    lite = f"{name}.conv2.{stream}.layers.{layer}"
+                    state |= {f"{lite}.conv1.weight": (middle, middle, 1, 1), f"{lite}.bn": middle}
+                    state[f"{lite}.conv2.weight"] = (middle, 1, 3, 3)
+            hidden = middle // 16
+            state |= {f"{name}.gate.fc1.weight": (hidden, middle, 1, 1), f"{name}.gate.fc1.bias": (hidden,)}
+            state |= {f"{name}.gate.fc2.weight": (middle, hidden, 1, 1), f"{name}.gate.fc2.bias": (middle,)}
+            state[f"{name}.conv3.conv.weight"] = (out, middle, 1, 1)
+            if norm == "I":
+                state |= {f"{name}.IN.weight": (out,), f"{name}.IN.bias": (out,)}
+            else:
+                state[f"{name}.conv3.bn"] = out
+            if not index:
+                state |= {f"{name}.downsample.conv.weight": (out, channels, 1, 1), f"{name}.downsample.bn": out}
+        if stage < 4:
+            state |= {f"pool{stage}.0.conv.weight": (out, out, 1, 1), f"pool{stage}.0.bn": out}
+    state |= {"conv1.conv.weight": (64, 3, 7, 7), "conv1.bn.weight": (64,), "conv1.bn.bias": (64,)}
+    state |= {"conv5.conv.weight": (512, 512, 1, 1), "conv5.bn": 512, "fc.0.weight": (512, 512), "fc.0.bias": (512,)}
+    tensors = {}
+    for key, shape in state.items():
+        if isinstance(shape, int):
+            tensors |= {
+                f"{key}.{part}": torch.rand(shape) for part in ("weight", "bias", "running_mean", "running_var")
+            }
+        else:
+            tensors[key] = torch.rand(shape)
+    torch.save(tensors, tmp_path / "ain.pth")
+    osnet = backbones["osnet-ain-x1.0"](weights=str(tmp_path / "ain.pth")).build(64, 32)
+    last = osnet.conv3[1].conv2d[3].conv2.weight
+    assert torch.equal(last, tensors["conv3.1.conv2.3.layers.3.conv2.weight"])
+    assert torch.equal(osnet.conv4[0].conv2a.bn.bias, tensors["conv4.0.conv2.0.layers.0.bn.bias"])
+    assert torch.equal(osnet.conv2[2][0].conv.weight, tensors["pool2.0.conv.weight"])
+
+
 def test_a_file_of_another_width_does_not_fit(tmp_path: Path) -> None:
     torch.save(published_file(), tmp_path / "osnet.pth")
     with pytest.raises(ReidError, match=r"does not fit osnet-x0\.5: it has another shape of conv1\.conv\.weight"):
@@ -249,14 +298,16 @@ def test_a_file_of_another_width_does_not_fit(tmp_path: Path) -> None:
         ("osnet-x0.5", False, "osnet_x0_5_imagenet.pth"),
         ("osnet-x0.25", False, "osnet_x0_25_imagenet.pth"),
         ("osnet-x1.0", True, "osnet_ibn_x1_0_imagenet.pth"),
+        ("osnet-ain-x1.0", None, "osnet_ain_x1_0_imagenet.pth"),
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_imagenet_weights_that_are_not_there_are_asked_for(
-    name: str, ibn: bool, file: str, device: str, checkpoints: Path
+    name: str, ibn: bool | None, file: str, device: str, checkpoints: Path
 ) -> None:
+    options = {} if ibn is None else {"ibn": ibn}
     with torch.device(device), pytest.raises(ReidError) as caught:
-        backbones[name](ibn=ibn).build(64, 32)
+        backbones[name](**options).build(64, 32)
     assert str(caught.value) == (
         f"backbone.weights: there is no {checkpoints / file}; download the ImageNet weights of {name} from torchreid's "
         "model zoo (https://kaiyangzhou.github.io/deep-person-reid/MODEL_ZOO) and put them there under this name, or "
