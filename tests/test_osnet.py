@@ -2,6 +2,7 @@
 
 import copy
 import math
+import runpy
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from reidcore.builtin.modules.osnet import STAGES, Gate, OSNet
 from reidcore.builtin.osnet import reidcore_backbones
 from reidcore.errors import ContractError, ReidError
+
+FILES = runpy.run_path(str(Path(__file__).parent / "torchreid_osnet.py"))
+Published = FILES["Published"]
 
 backbones = {component.name: component.config for component in reidcore_backbones()}
 
@@ -24,65 +28,6 @@ def randomized(model: nn.Module) -> nn.Module:
                 if tensor is not None:
                     nn.init.uniform_(tensor, 0.5, 1.0)
     return model
-
-
-class Published:
-    """The forward pass of the published network, from a state dict with its names."""
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        self.state, self.used = state, set()
-
-    def get(self, name: str) -> Tensor:
-        self.used.add(name)
-        return self.state[name]
-
-    def conv(self, x: Tensor, name: str, **options: int) -> Tensor:
-        bias = self.get(f"{name}.bias") if f"{name}.bias" in self.state else None
-        return F.conv2d(x, self.get(f"{name}.weight"), bias, **options)
-
-    def norm(self, x: Tensor, name: str) -> Tensor:
-        weight, bias = self.get(f"{name}.weight"), self.get(f"{name}.bias")
-        if f"{name}.running_mean" not in self.state:
-            return F.instance_norm(x, weight=weight, bias=bias)
-        return F.batch_norm(x, self.get(f"{name}.running_mean"), self.get(f"{name}.running_var"), weight, bias)
-
-    def lite(self, x: Tensor, name: str) -> Tensor:
-        x = self.conv(x, f"{name}.conv1")
-        return self.norm(self.conv(x, f"{name}.conv2", padding=1, groups=x.shape[1]), f"{name}.bn").relu()
-
-    def gate(self, x: Tensor, name: str) -> Tensor:
-        hidden = self.conv(F.adaptive_avg_pool2d(x, 1), f"{name}.gate.fc1").relu()
-        return self.conv(hidden, f"{name}.gate.fc2").sigmoid()
-
-    def block(self, x: Tensor, name: str) -> Tensor:
-        """Norm by instance inside the branch where it has no batch norm, else after the shortcut if at all."""
-        y = self.norm(self.conv(x, f"{name}.conv1.conv"), f"{name}.conv1.bn").relu()
-        total = torch.zeros_like(y)
-        for letter, depth in {"a": 1, "b": 2, "c": 3, "d": 4}.items():
-            stream = y
-            for number in range(depth):
-                stream = self.lite(stream, f"{name}.conv2{letter}" + (f".{number}" if depth > 1 else ""))
-            total = total + self.gate(stream, name) * stream
-        y = self.conv(total, f"{name}.conv3.conv")
-        inside = f"{name}.conv3.bn.weight" not in self.state
-        y = self.norm(y, f"{name}.IN" if inside else f"{name}.conv3.bn")
-        if f"{name}.downsample.conv.weight" in self.state:
-            x = self.norm(self.conv(x, f"{name}.downsample.conv"), f"{name}.downsample.bn")
-        y = y + x
-        after = not inside and f"{name}.IN.weight" in self.state
-        return (self.norm(y, f"{name}.IN") if after else y).relu()
-
-    def maps(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.norm(self.conv(images, "conv1.conv", stride=2, padding=3), "conv1.bn").relu()
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
-        maps = {}
-        for stage, layer in {"stage1": "conv2", "stage2": "conv3", "stage3": "conv4"}.items():
-            x = self.block(self.block(x, f"{layer}.0"), f"{layer}.1")
-            if layer != "conv4":
-                x = self.norm(self.conv(x, f"{layer}.2.0.conv"), f"{layer}.2.0.bn").relu()
-                x = F.avg_pool2d(x, 2)
-            maps[stage] = x
-        return maps | {"stage4": self.norm(self.conv(x, "conv5.conv"), "conv5.bn").relu()}
 
 
 @pytest.mark.parametrize(
@@ -241,47 +186,16 @@ def test_a_file_of_torchreid_is_loaded_without_its_classifier(prefix: str, tmp_p
         assert torch.equal(value, state[f"{prefix}{key}"]), key
 
 
-def test_the_searched_form_takes_the_names_that_torchreid_gives_it(tmp_path: Path) -> None:
-    """Its blocks are INin INin, plain INin, INin plain; streams are lists of layers, and halvings are called pool."""
-    state = {}
-    for stage, (channels, out, norms) in enumerate([(64, 256, "II"), (256, 384, " I"), (384, 512, "I ")], start=2):
-        for index, norm in enumerate(norms):
-            name, middle = f"conv{stage}.{index}", out // 4
-            before = out if index else channels
-            state |= {f"{name}.conv1.conv.weight": (middle, before, 1, 1), f"{name}.conv1.bn": middle}
-            for stream in range(4):
-                for layer in range(stream + 1):
-                    lite = f"{name}.conv2.{stream}.layers.{layer}"
-                    state |= {f"{lite}.conv1.weight": (middle, middle, 1, 1), f"{lite}.bn": middle}
-                    state[f"{lite}.conv2.weight"] = (middle, 1, 3, 3)
-            hidden = middle // 16
-            state |= {f"{name}.gate.fc1.weight": (hidden, middle, 1, 1), f"{name}.gate.fc1.bias": (hidden,)}
-            state |= {f"{name}.gate.fc2.weight": (middle, hidden, 1, 1), f"{name}.gate.fc2.bias": (middle,)}
-            state[f"{name}.conv3.conv.weight"] = (out, middle, 1, 1)
-            if norm == "I":
-                state |= {f"{name}.IN.weight": (out,), f"{name}.IN.bias": (out,)}
-            else:
-                state[f"{name}.conv3.bn"] = out
-            if not index:
-                state |= {f"{name}.downsample.conv.weight": (out, channels, 1, 1), f"{name}.downsample.bn": out}
-        if stage < 4:
-            state |= {f"pool{stage}.0.conv.weight": (out, out, 1, 1), f"pool{stage}.0.bn": out}
-    state |= {"conv1.conv.weight": (64, 3, 7, 7), "conv1.bn.weight": (64,), "conv1.bn.bias": (64,)}
-    state |= {"conv5.conv.weight": (512, 512, 1, 1), "conv5.bn": 512, "fc.0.weight": (512, 512), "fc.0.bias": (512,)}
-    tensors = {}
-    for key, shape in state.items():
-        if isinstance(shape, int):
-            tensors |= {
-                f"{key}.{part}": torch.rand(shape) for part in ("weight", "bias", "running_mean", "running_var")
-            }
-        else:
-            tensors[key] = torch.rand(shape)
-    torch.save(tensors, tmp_path / "ain.pth")
-    osnet = backbones["osnet-ain-x1.0"](weights=str(tmp_path / "ain.pth")).build(64, 32)
-    last = osnet.conv3[1].conv2d[3].conv2.weight
-    assert torch.equal(last, tensors["conv3.1.conv2.3.layers.3.conv2.weight"])
-    assert torch.equal(osnet.conv4[0].conv2a.bn.bias, tensors["conv4.0.conv2.0.layers.0.bn.bias"])
-    assert torch.equal(osnet.conv2[2][0].conv.weight, tensors["pool2.0.conv.weight"])
+@pytest.mark.parametrize(("form", "options"), [("ibn_", {"ibn": True}), ("ain_", {}), ("", {})])
+def test_a_backbone_takes_every_weight_by_torchreids_names(form: str, options: dict[str, bool], tmp_path: Path) -> None:
+    state = FILES["checkpoint"](form)
+    torch.save(state, tmp_path / "osnet.pth")
+    name = "osnet-ain-x1.0" if form == "ain_" else "osnet-x1.0"
+    osnet = backbones[name](weights=str(tmp_path / "osnet.pth"), **options).build(64, 32).eval()
+    assert len(osnet.state_dict()) == len(state) - 9
+    images = torch.randn(1, 3, 64, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(osnet(images, ["stage4"])["stage4"], Published(state).maps(images)["stage4"])
 
 
 def test_a_file_of_another_width_does_not_fit(tmp_path: Path) -> None:

@@ -67,9 +67,7 @@ class OSNet25(_OSNet):
 
 @frozen(kw_only=True)
 class OSNetAIN100:
-    """OSNet with instance norms where a search put them (Zhou et al. 2021): 512 channels in the last of stage1 to
-    stage4.
-    """
+    """OSNet with instance norms where a search put them (Zhou et al. 2021): stage1 to stage4, of 512 channels."""
 
     name: ClassVar[str] = "osnet-ain-x1.0"
 
