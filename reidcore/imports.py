@@ -66,7 +66,8 @@ class Request:
         network = component_of(loaded.catalog, loaded.recipe.backbone).name
         if wrong:
             raise RunError("\n".join([f"{self.file} does not fit {network} as its names were understood:", *wrong]))
-        save_tensors(self.folder / WEIGHTS, state, {"classes": classes})
+        apart = {key: value.clone() for key, value in state.items()}  # tensors in a file may be one
+        save_tensors(self.folder / WEIGHTS, apart, {"classes": classes})
         origin = {"reidcore": __version__, "imported from": f"{program}, {self.file.name}"}
         try:
             (self.folder / RECIPE).write_text(fill(loaded, origin), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Files of torchreid and torchvision become runs whose embeddings are the other program's."""
 
+import importlib.metadata
 import pickle
 import runpy
 from pathlib import Path
@@ -184,6 +185,16 @@ def test_timm_needs_the_models_name(tmp_path):
     done, run = take_over(tmp_path, {"a": torch.zeros(1)}, "timm")
     assert done.status == 2 and not run.exists()
     assert "a file of timm does not say which model it is of; add --set backbone.model=NAME" in done.err
+
+
+def test_timm_needs_its_plugin(tmp_path, monkeypatch):
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    done, run = take_over(tmp_path, {"a": torch.zeros(1)}, "timm", "backbone.model=resnet18")
+    assert done.status == 2 and not run.exists()
+    assert "reid-timm is not installed\n  to install: pip install 'reid-timm'" in done.err
 
 
 class Runs:
