@@ -130,6 +130,8 @@ def architecture(state: Mapping[str, Tensor], name: str, old: bool) -> dict[str,
         "head": {"name": "bnneck"},
         "evaluation": {"flip": False},
     }
+    if tables["backbone"]["name"].startswith("resnest"):
+        tables["requires"] = ["reid-resnest>=0.1"]
     if data in ("veri", "vehicleid", "veriwild"):
         tables["input"] = {"height": 256, "width": 256}
     elif method:

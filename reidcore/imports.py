@@ -49,7 +49,8 @@ class Request:
         program: whose file it was. known: names of weights whose values the recipe says, when the dict lacks them.
         Raises RunError that lists each weight that is missing, left over or of another shape.
         """
-        classes = next((len(state[key]) for key in state if key.endswith("classifier.weight")), 0)
+        rows = (state[key] for key in state if key.startswith("heads.") and key.endswith(".classifier.weight"))
+        classes = len(next(rows, ()))
         own = build_model(unweighted(loaded.recipe), classes).state_dict()
         for key, value in own.items():
             if key not in state and (key in known or key.endswith("num_batches_tracked")):
@@ -196,7 +197,7 @@ def import_timm(request: Request) -> list[str]:
     if not any(override.startswith("backbone.model=") for override in request.overrides):
         raise RunError("a file of timm does not say which model it is of; add --set backbone.model=NAME, timm's name")
     backbone = {"name": "timm", "weights": str(request.file)}
-    loaded = request.load({"requires": ["reid-timm"], **_pooled(backbone)})
+    loaded = request.load({"requires": ["reid-timm>=0.1"], **_pooled(backbone)})
     # timm's own conversion knows what older files call things, and fits positions to the size of the images
     state = build_model(loaded.recipe, 0).state_dict()
     loaded = evolve(loaded, recipe=unweighted(loaded.recipe))

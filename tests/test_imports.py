@@ -194,7 +194,7 @@ def test_timm_needs_its_plugin(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", version)
     done, run = take_over(tmp_path, {"a": torch.zeros(1)}, "timm", "backbone.model=resnet18")
     assert done.status == 2 and not run.exists()
-    assert "reid-timm is not installed\n  to install: pip install 'reid-timm'" in done.err
+    assert "reid-timm>=0.1 is not installed\n  to install: pip install 'reid-timm>=0.1'" in done.err
 
 
 class Runs:

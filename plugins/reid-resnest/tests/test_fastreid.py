@@ -134,6 +134,7 @@ def test_a_file_gives_fastreids_embeddings(name, tmp_path) -> None:
     state = checkpoint(depth, exponent=exponent, old=old)
     done, run = take_over(tmp_path, state, name)
     assert (done.status, done.err, done.out) == (0, "", f"{run}: resnest{depth} with 7 classes\n")
+    assert '"reid-resnest>=0.1"' in (run / "recipe.toml").read_text()
     with torch.no_grad():
         expected = straight(state, torch.from_numpy(IMAGES), depth, exponent)
     found = torch.from_numpy(load_model(run).embed(list(IMAGES)))

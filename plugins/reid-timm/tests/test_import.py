@@ -39,7 +39,7 @@ def test_a_models_file_gives_what_its_classifier_is_given(name: str, size: tuple
     assert (1 - torch.cosine_similarity(found, expected)).max() < 1e-5
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
     text = (tmp_path / "run" / "recipe.toml").read_text()
-    assert 'weights = "none"' in text and 'requires = [\n    "reid-timm",\n]' in text
+    assert 'weights = "none"' in text and 'requires = [\n    "reid-timm>=0.1",\n]' in text
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
