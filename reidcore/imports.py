@@ -180,7 +180,8 @@ def import_torchvision(request: Request) -> list[str]:
             grid = unweighted(loaded.recipe).backbone.build(size.height, size.width).shapes["patches"]
         state = adapt_vit(state, grid.height, grid.width)
     # an ImageNet classifier has no place: its classes are no identities, and no embedding depends on it
-    return [request.write(loaded, {f"backbone.{key}": value for key, value in state.items()}, "torchvision"), _POOLED]
+    state = {f"backbone.{key}": value for key, value in state.items()}
+    return [request.write(loaded, state, "torchvision"), _say_pooled(loaded)]
 
 
 _TRANSFORMERS = {192: "vit-tiny", 384: "vit-small", 768: "vit-base"}
@@ -201,19 +202,21 @@ def import_timm(request: Request) -> list[str]:
     # timm's own conversion knows what older files call things, and fits positions to the size of the images
     state = build_model(loaded.recipe, 0).state_dict()
     loaded = evolve(loaded, recipe=unweighted(loaded.recipe))
-    return [request.write(loaded, state, "timm"), _POOLED]
-
-
-_POOLED = (
-    "its embeddings are the means of its last map; a classifier in the file was left out. It takes whole images of "
-    "224x224 pixels, unless --set input.height and input.width say otherwise"
-)
+    return [request.write(loaded, state, "timm"), _say_pooled(loaded)]
 
 
 def _pooled(backbone: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tables of a recipe whose embeddings are the means of a backbone's last map."""
     size = {"height": 224, "width": 224}  # of ImageNet's models
     return {**_DATA, "input": size, "backbone": backbone, "aggregator": {"name": "avg"}, "head": {"name": "linear"}}
+
+
+def _say_pooled(loaded: Loaded) -> str:
+    size = loaded.recipe.input
+    return (
+        f"its embeddings are the means of its last map for images of {size.height}x{size.width} pixels (input.height, "
+        "input.width); a classifier in the file was left out"
+    )
 
 
 def _require_said(tables: Mapping[str, Any], overrides: Sequence[str]) -> None:
