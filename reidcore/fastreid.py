@@ -1,4 +1,4 @@
-"""Checkpoints of FastReID as runs: old and new names of weights, and what these say of the architecture.
+"""Checkpoints of FastReID: old and new names of weights, and what these say of the architecture.
 
 Its file is a dict with the state dict under "model". Names changed twice, in September 2020 and in March 2021; most
 published files have the old ones.
@@ -7,20 +7,13 @@ published files have the old ones.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from reidcore import __version__
-from reidcore.checkpoint import WEIGHTS, save_tensors
-from reidcore.errors import RunError, os_message
-from reidcore.fastreid_config import read_config, to_recipe
-from reidcore.networks import RECIPE, build_model, unweighted
-from reidcore.recipe import Loaded, fill, load_recipe
+from reidcore.errors import RunError
 
 _RESNETS = {
     ((2, 2, 2, 2), False, 64): "resnet18",
@@ -50,106 +43,6 @@ _DATA = {
     "vehicleid": ("vehicleid", "datasets/vehicleid"),
     "veriwild": ("veri-wild", "datasets/VERI-Wild"),
 }
-
-
-def import_fastreid(
-    file: Path,
-    folder: Path,
-    config: Path | None = None,
-    overrides: Sequence[str] = (),
-    plugin_files: Sequence[str | Path] = (),
-) -> list[str]:
-    """Turn a checkpoint into a run folder whose embeddings are FastReID's, and return what is worth knowing of it.
-
-    What the weights do not say (the size of images, the kind of pooling without a learnt exponent) comes from its YAML
-    `config`, from the name of a published file, or from `overrides` of the recipe, `KEY=VALUE`. Raises RunError for a
-    weight that is missing, left over or of another shape, and for what nothing says.
-    """
-    if folder.exists():
-        raise RunError(f"{folder} exists; choose another place for the run")
-    state, old = renamed(read_checkpoint(file))
-    tables = architecture(state, file.name, old)
-    if config is not None:
-        said, _ = to_recipe(read_config(config), folder.name)
-        said["backbone"] = {**tables["backbone"], "last_stride": said["backbone"]["last_stride"]}
-        learnt = "aggregator.pool.alpha" in state or "aggregator.reductions.b1.0.weight" in state
-        tables = {**said, **({"aggregator": tables["aggregator"]} if learnt else {})}
-    _require_said(tables, overrides)
-    recipe = {**tables, "run": {"name": folder.name}}
-    loaded = load_recipe(recipe, overrides=overrides, plugin_files=plugin_files)
-    classes = next((len(state[key]) for key in state if key.endswith("classifier.weight")), 0)
-    model = build_model(unweighted(loaded.recipe), classes)
-    own = model.state_dict()
-    _fill_what_is_fixed(state, own, loaded)
-    wrong = [
-        *(f"it lacks {key}" for key in own if key not in state),
-        *(f"{key} is left over" for key in state if key not in own),
-        *(
-            f"{key} is {_shape(state[key])}, not {_shape(own[key])}"
-            for key in state
-            if key in own and state[key].shape != own[key].shape
-        ),
-    ]
-    network = tables["backbone"]["name"]
-    if wrong:
-        raise RunError("\n".join([f"{file} does not fit {network} as its names were understood:", *wrong]))
-    save_tensors(folder / WEIGHTS, state, {"classes": classes})
-    origin = {"reidcore": __version__, "imported from": f"FastReID, {file.name}"}
-    try:
-        (folder / RECIPE).write_text(fill(loaded, origin), encoding="utf-8")
-    except OSError as error:
-        raise RunError(os_message(error, "write", folder / RECIPE)) from None
-    notes = [f"{folder}: {network} with {classes} classes"]
-    if "stem_pool" in tables["backbone"]:
-        stem = "with padding, as FastReID did until November 2020" if old else "by sizes rounded up"
-        notes.append(
-            f"its names of weights are {'old' if old else 'new'}, so its stem pools {stem}; if its figures are below "
-            "the published ones, try the other backbone.stem_pool"
-        )
-    return notes
-
-
-def _require_said(tables: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Raise RunError for what neither weights, nor the file's name, nor the user says."""
-    for table, example in (
-        ("input", "--set input.height=256 --set input.width=128"),
-        ("aggregator", "--set aggregator.name=avg (of BoT), or --set aggregator.name=gem --set aggregator.learn=false"),
-    ):
-        if table not in tables and not any(override.startswith(f"{table}.") for override in overrides):
-            raise RunError(f"the weights do not say [{table}], nor does the file's name; add {example}")
-
-
-def _fill_what_is_fixed(state: dict[str, Tensor], own: Mapping[str, Tensor], loaded: Loaded) -> None:
-    """Add what FastReID does not keep: an exponent that was not learnt, and counts of batches."""
-    for key, value in own.items():
-        fixed = key == "aggregator.pool.alpha" and not getattr(loaded.recipe.aggregator, "learn", True)
-        if key not in state and (fixed or key.endswith("num_batches_tracked")):
-            state[key] = value
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a number"
-
-
-def read_checkpoint(file: Path) -> dict[str, Tensor]:
-    """Return the state dict of a checkpoint without running code in it. Raises RunError when it is something else."""
-    if not file.is_file():
-        raise RunError(f"there is no file {file}")
-    kinds = [type(np.dtype(name)) for name in ("f8", "f4", "i8", "i4")]
-    numpy_scalars: Any = [np._core.multiarray.scalar, np.dtype, *kinds]  # type: ignore[attr-defined]
-    try:
-        with torch.serialization.safe_globals(numpy_scalars):
-            found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's own advice is to run the code in the file
-        raise RunError(
-            f"cannot read {file}, which is damaged or holds more than tensors and numbers ({type(error).__name__}). If "
-            "you trust where it comes from, leave the rest out once: python -c \"import torch; torch.save({'model': "
-            f"torch.load('{file}', map_location='cpu', weights_only=False)['model']}}, 'weights.pth')\""
-        ) from None
-    state = found.get("model", found) if isinstance(found, dict) else found
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise RunError(f"{file} holds no state dict, neither alone nor as 'model'")
-    return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def renamed(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
@@ -233,10 +126,12 @@ def architecture(state: Mapping[str, Tensor], name: str, old: bool) -> dict[str,
     tables: dict[str, Any] = {
         "train": [{"name": dataset, "root": root}],
         "test": [{"name": dataset, "root": root}],
-        "backbone": _backbone(state, old),
+        "backbone": backbone(state, old),
         "head": {"name": "bnneck"},
         "evaluation": {"flip": False},
     }
+    if tables["backbone"]["name"].startswith("resnest"):
+        tables["requires"] = ["reid-resnest>=0.1"]
     if data in ("veri", "vehicleid", "veriwild"):
         tables["input"] = {"height": 256, "width": 256}
     elif method:
@@ -253,8 +148,12 @@ def architecture(state: Mapping[str, Tensor], name: str, old: bool) -> dict[str,
     return tables
 
 
-def _backbone(state: Mapping[str, Tensor], old: bool) -> dict[str, Any]:
-    """Return the table of the backbone: its depth, groups, norms and attention are in names and shapes."""
+def backbone(state: Mapping[str, Tensor], old: bool) -> dict[str, Any]:
+    """Return the table of the backbone in a renamed state dict: its depth, groups, norms and attention are in names and
+    shapes.
+
+    old: whether the dict had the old names. Raises RunError for a network that is not known.
+    """
 
     def count(stem: str) -> int:
         """Return how many modules are called `stem` and a number."""

@@ -34,6 +34,64 @@ def test_one_set_stays_as_it_is():
     assert _combine([given]) == given
 
 
+FIRST = ("0010_c2_a", "0002_c1_a", "0002_c2_a", "0010_c2_b")  # as text, "10" would come before "2"
+SECOND = ("0009_c1_a", "0002_c1_a", "0002_c2_a", "-001_c3_a")  # the last one is nobody
+
+
+def mixed(tmp_path, *tables):
+    """Read folders as training sets, (folder, its images) or (folder, its images, role); return (image, label, camera,
+    set) of each image, in order, and the identities of the classes.
+    """
+    train = []
+    for name, images, *role in tables:
+        (tmp_path / name / "train").mkdir(parents=True)
+        for image in images:
+            (tmp_path / name / "train" / f"{image}.png").touch()
+        train.append({"name": "folder", "root": str(tmp_path / name), "role": role[0] if role else "source"})
+    data = read_data(load_recipe({"run": {"name": "x"}, "train": train}))
+    found = [
+        (sample.image.stem, label, sample.camera, sample.source)
+        for sample, label in zip(data.train.samples, data.train.labels.tolist(), strict=True)
+    ]
+    return sorted(found, key=lambda item: (item[3], item[0])), data
+
+
+def test_mixed_sets_number_their_identities_by_the_order_of_tables_and_within_a_set_as_numbers(tmp_path):
+    found, data = mixed(tmp_path, ("first", FIRST), ("second", SECOND))
+    assert found == [
+        ("0002_c1_a", 0, 1, 0),
+        ("0002_c2_a", 0, 2, 0),
+        ("0010_c2_a", 1, 2, 0),
+        ("0010_c2_b", 1, 2, 0),
+        ("0002_c1_a", 2, 4, 1),  # cameras 0 to 2 are of the first set
+        ("0002_c2_a", 2, 5, 1),
+        ("0009_c1_a", 3, 4, 1),
+    ]
+    assert data.classes == 4
+
+
+def test_what_sets_are_called_and_where_they_lie_changes_no_label(tmp_path):
+    found, data = mixed(tmp_path, ("first", FIRST), ("second", SECOND))
+    renamed, again = mixed(tmp_path, ("zebra/elsewhere", FIRST), ("aardvark", SECOND))
+    assert (renamed, again.identities) == (found, data.identities)
+
+
+def test_swapped_tables_swap_the_sets_and_keep_the_order_within_each(tmp_path):
+    found, _ = mixed(tmp_path, ("first", FIRST), ("second", SECOND))
+    swapped, data = mixed(tmp_path, ("1", SECOND), ("2", FIRST))
+    labels = {(image, source): label for image, label, _, source in found}
+    for image, label, _, source in swapped:
+        assert label == labels[image, 1 - source] + (2 if source else -2)
+    assert data.classes == 4
+
+
+def test_a_target_set_among_mixed_ones_takes_no_label(tmp_path):
+    found, data = mixed(tmp_path, ("first", FIRST), ("second", SECOND))
+    more, with_target = mixed(tmp_path, ("a", FIRST), ("b", FIRST, "target"), ("c", SECOND))
+    assert [item[:3] for item in more] == [item[:3] for item in found]
+    assert with_target.identities == data.identities and len(with_target.targets) == len(FIRST)
+
+
 def test_unlabelled_training_images_are_left_out(toy_recipe, toy_folder):
     for file in (toy_folder / "train").glob("0002*"):
         file.rename(file.with_name(file.name.replace("0002", "-001")))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import runpy
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from reidcore.builtin.modules.osnet import STAGES, Gate, OSNet
 from reidcore.builtin.osnet import reidcore_backbones
 from reidcore.errors import ContractError, ReidError
+
+FILES = runpy.run_path(str(Path(__file__).parent / "torchreid_osnet.py"))
+Published = FILES["Published"]
 
 backbones = {component.name: component.config for component in reidcore_backbones()}
 
@@ -26,65 +30,12 @@ def randomized(model: nn.Module) -> nn.Module:
     return model
 
 
-class Published:
-    """The forward pass of the published network, from a state dict with its names."""
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        self.state, self.used = state, set()
-
-    def get(self, name: str) -> Tensor:
-        self.used.add(name)
-        return self.state[name]
-
-    def conv(self, x: Tensor, name: str, **options: int) -> Tensor:
-        bias = self.get(f"{name}.bias") if f"{name}.bias" in self.state else None
-        return F.conv2d(x, self.get(f"{name}.weight"), bias, **options)
-
-    def norm(self, x: Tensor, name: str) -> Tensor:
-        weight, bias = self.get(f"{name}.weight"), self.get(f"{name}.bias")
-        if f"{name}.running_mean" not in self.state:
-            return F.instance_norm(x, weight=weight, bias=bias)
-        return F.batch_norm(x, self.get(f"{name}.running_mean"), self.get(f"{name}.running_var"), weight, bias)
-
-    def lite(self, x: Tensor, name: str) -> Tensor:
-        x = self.conv(x, f"{name}.conv1")
-        return self.norm(self.conv(x, f"{name}.conv2", padding=1, groups=x.shape[1]), f"{name}.bn").relu()
-
-    def gate(self, x: Tensor, name: str) -> Tensor:
-        hidden = self.conv(F.adaptive_avg_pool2d(x, 1), f"{name}.gate.fc1").relu()
-        return self.conv(hidden, f"{name}.gate.fc2").sigmoid()
-
-    def block(self, x: Tensor, name: str) -> Tensor:
-        y = self.norm(self.conv(x, f"{name}.conv1.conv"), f"{name}.conv1.bn").relu()
-        total = torch.zeros_like(y)
-        for letter, depth in {"a": 1, "b": 2, "c": 3, "d": 4}.items():
-            stream = y
-            for number in range(depth):
-                stream = self.lite(stream, f"{name}.conv2{letter}" + (f".{number}" if depth > 1 else ""))
-            total = total + self.gate(stream, name) * stream
-        y = self.norm(self.conv(total, f"{name}.conv3.conv"), f"{name}.conv3.bn")
-        if f"{name}.downsample.conv.weight" in self.state:
-            x = self.norm(self.conv(x, f"{name}.downsample.conv"), f"{name}.downsample.bn")
-        y = y + x
-        return (self.norm(y, f"{name}.IN") if f"{name}.IN.weight" in self.state else y).relu()
-
-    def maps(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.norm(self.conv(images, "conv1.conv", stride=2, padding=3), "conv1.bn").relu()
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
-        maps = {}
-        for stage, layer in {"stage1": "conv2", "stage2": "conv3", "stage3": "conv4"}.items():
-            x = self.block(self.block(x, f"{layer}.0"), f"{layer}.1")
-            if layer != "conv4":
-                x = self.norm(self.conv(x, f"{layer}.2.0.conv"), f"{layer}.2.0.bn").relu()
-                x = F.avg_pool2d(x, 2)
-            maps[stage] = x
-        return maps | {"stage4": self.norm(self.conv(x, "conv5.conv"), "conv5.bn").relu()}
-
-
-@pytest.mark.parametrize(("scale", "ibn"), [(1.0, False), (1.0, True), (0.25, False)])
-def test_maps_equal_the_published_networks_for_the_same_state_dict(scale: float, ibn: bool) -> None:
+@pytest.mark.parametrize(
+    ("scale", "ibn", "ain"), [(1.0, False, False), (1.0, True, False), (0.25, False, False), (1.0, False, True)]
+)
+def test_maps_equal_the_published_networks_for_the_same_state_dict(scale: float, ibn: bool, ain: bool) -> None:
     torch.manual_seed(0)
-    osnet = randomized(OSNet(scale, 48, 33, ibn)).eval()
+    osnet = randomized(OSNet(scale, 48, 33, ibn, ain)).eval()
     published = Published(osnet.state_dict())
     images = torch.randn(2, 3, 48, 33)
     with torch.no_grad():
@@ -235,6 +186,18 @@ def test_a_file_of_torchreid_is_loaded_without_its_classifier(prefix: str, tmp_p
         assert torch.equal(value, state[f"{prefix}{key}"]), key
 
 
+@pytest.mark.parametrize(("form", "options"), [("ibn_", {"ibn": True}), ("ain_", {}), ("", {})])
+def test_a_backbone_takes_every_weight_by_torchreids_names(form: str, options: dict[str, bool], tmp_path: Path) -> None:
+    state = FILES["checkpoint"](form)
+    torch.save(state, tmp_path / "osnet.pth")
+    name = "osnet-ain-x1.0" if form == "ain_" else "osnet-x1.0"
+    osnet = backbones[name](weights=str(tmp_path / "osnet.pth"), **options).build(64, 32).eval()
+    assert len(osnet.state_dict()) == len(state) - 9
+    images = torch.randn(1, 3, 64, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(osnet(images, ["stage4"])["stage4"], Published(state).maps(images)["stage4"])
+
+
 def test_a_file_of_another_width_does_not_fit(tmp_path: Path) -> None:
     torch.save(published_file(), tmp_path / "osnet.pth")
     with pytest.raises(ReidError, match=r"does not fit osnet-x0\.5: it has another shape of conv1\.conv\.weight"):
@@ -249,14 +212,16 @@ def test_a_file_of_another_width_does_not_fit(tmp_path: Path) -> None:
         ("osnet-x0.5", False, "osnet_x0_5_imagenet.pth"),
         ("osnet-x0.25", False, "osnet_x0_25_imagenet.pth"),
         ("osnet-x1.0", True, "osnet_ibn_x1_0_imagenet.pth"),
+        ("osnet-ain-x1.0", None, "osnet_ain_x1_0_imagenet.pth"),
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_imagenet_weights_that_are_not_there_are_asked_for(
-    name: str, ibn: bool, file: str, device: str, checkpoints: Path
+    name: str, ibn: bool | None, file: str, device: str, checkpoints: Path
 ) -> None:
+    options = {} if ibn is None else {"ibn": ibn}
     with torch.device(device), pytest.raises(ReidError) as caught:
-        backbones[name](ibn=ibn).build(64, 32)
+        backbones[name](**options).build(64, 32)
     assert str(caught.value) == (
         f"backbone.weights: there is no {checkpoints / file}; download the ImageNet weights of {name} from torchreid's "
         "model zoo (https://kaiyangzhou.github.io/deep-person-reid/MODEL_ZOO) and put them there under this name, or "

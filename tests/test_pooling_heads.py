@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reidcore.builtin import aggregators, heads
-from reidcore.builtin.modules.heads import ClassifierHead, ReductionHead
+from reidcore.builtin.modules.heads import ClassifierHead, FullyConnectedHead, ReductionHead
 from reidcore.builtin.modules.pooling import Attention, GeneralizedMean, Pooling, average, average_plus_maximum, maximum
 from reidcore.errors import ContractError
 from reidcore.types import MapShape
@@ -48,7 +48,8 @@ POOLS = [
     for config in vars(aggregators).values()
     if isinstance(config, type) and aggregators._OfMap in config.__mro__[1:]
 ]
-HEADS = [heads.Linear, heads.BNNeck, heads.Reduction]
+HEADS = [heads.Linear, heads.BNNeck, heads.Reduction, heads.FullyConnected]
+SMALL = {heads.Reduction: {"dim": 2, "dropout": 0.0}, heads.FullyConnected: {"dim": 2}}
 
 
 @pytest.fixture
@@ -393,7 +394,7 @@ def test_a_head_says_which_logits_it_gives(config: type) -> None:
 @pytest.mark.parametrize("config", HEADS)
 def test_gradients_of_a_head_equal_finite_differences(config: type, classifier: str) -> None:
     torch.manual_seed(0)
-    head = config(classifier=classifier, **({"dim": 2, "dropout": 0.0} if config is heads.Reduction else {}))
+    head = config(classifier=classifier, **SMALL.get(config, {}))
     head = head.build(3, 4).double()
     names = [name for name, parameter in head.named_parameters() if parameter.requires_grad]
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
@@ -458,6 +459,34 @@ def test_layers_of_a_reduction_start_as_published() -> None:
     assert head.reduction[0].weight.std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.03)
     assert head.reduction[4].weight.std().item() == pytest.approx(math.sqrt(2 / 64), rel=0.03)
     assert head.reduction[1].weight.eq(1).all() and not head.reduction[1].bias.any()
+
+
+def test_a_fully_connected_head_equals_its_layers_one_by_one() -> None:
+    # the first image: 2 * 4 - 1 + 1 = 8 -> (8 - 2) / 3 + 0.5 = 2.5, and 1 - 4 = -3, rectified
+    head = FullyConnectedHead(2, 2, dim=2).eval()
+    head.fc[0].weight.data = torch.tensor([[2.0, -1.0], [-1.0, 1.0]])
+    head.fc[0].bias.data = torch.tensor([1.0, 0.0])
+    head.fc[1].running_mean, head.fc[1].running_var = torch.tensor([2.0, 0.0]), torch.tensor([9.0, 1.0])
+    head.fc[1].weight.data, head.fc[1].bias.data = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0])
+    head.resize(2, torch.tensor([[1.0, 5.0], [-2.0, 5.0]]))
+    out = head(torch.tensor([[4.0, 1.0], [0.0, 1.5]]))
+    # the second image: -1.5 + 1 = -0.5 -> (-0.5 - 2) / 3 + 0.5 = -1/3, rectified, and 1.5 * 2 = 3
+    expected = torch.tensor([[2.5, 0.0], [0.0, 3.0]])
+    for vector in (out.before, out.after, out.embedding):
+        torch.testing.assert_close(vector, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(out.logits, torch.tensor([[2.5, -5.0], [15.0, 15.0]]), rtol=1e-4, atol=0)
+
+
+def test_a_fully_connected_head_puts_out_512_numbers() -> None:
+    head = heads.FullyConnected().build(384, 3)
+    assert head.dim == 512 and head.eval()(torch.randn(1, 384)).embedding.shape == (1, 512)
+
+
+def test_a_fully_connected_head_starts_as_published() -> None:
+    torch.manual_seed(0)
+    head = heads.FullyConnected(dim=64).build(256, 3)
+    assert head.fc[0].weight.std().item() == pytest.approx(0.01, rel=0.03)
+    assert not head.fc[0].bias.any() and head.fc[1].weight.eq(1).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (5, 1), (5,), (4, 3)])

@@ -67,7 +67,11 @@ class _ResNetConfig:
     base: int = option(
         64, help="channels of the stem, with which all stages scale; 64 is the published network", at_least=2
     )
-    weights: str = option("imagenet", help="'imagenet' (torchvision's, or IBN-Net's for ibn), 'none' or a file")
+    weights: str = option(
+        "imagenet",
+        help="'imagenet' (torchvision's, or IBN-Net's for ibn), 'none', a file, or 'zoo:NAME' of FastReID's published "
+        "models, as 'zoo:market_sbs_R50'",
+    )
 
     def __attrs_post_init__(self) -> None:
         for number, (found, blocks) in enumerate(zip(self.non_local, self.blocks, strict=True), 1):

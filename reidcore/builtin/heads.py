@@ -1,4 +1,4 @@
-"""Heads of the core (paper, section 3.4)."""
+"""Heads of the core (paper, section 3.4), and OSNet's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reidcore.component import Component, option
 from reidcore.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from reidcore.builtin.modules.heads import ClassifierHead, ReductionHead
+    from reidcore.builtin.modules.heads import ClassifierHead, FullyConnectedHead, ReductionHead
 
 
 @frozen(kw_only=True)
@@ -58,9 +58,22 @@ class Reduction(_Classified):
         return ReductionHead(dim, classes, self.dim, self.dropout, self.classifier)
 
 
+@frozen(kw_only=True)
+class FullyConnected(_Classified):
+    """A linear layer with batch norm and ReLU, then a bias-free classifier, as OSNet has it (Zhou et al. 2019)."""
+
+    dim: int = option(512, help="dimension of the layer's vector, which is compared and classified", at_least=1)
+
+    def build(self, dim: int, classes: int) -> FullyConnectedHead:
+        from reidcore.builtin.modules.heads import FullyConnectedHead
+
+        return FullyConnectedHead(dim, classes, self.dim, self.classifier)
+
+
 @hookimpl
 def reidcore_heads() -> Iterator[Component]:
-    """Offer the paper's three heads."""
+    """Offer the paper's three heads, and OSNet's."""
     yield Component(name="linear", config=Linear)
     yield Component(name="bnneck", config=BNNeck)
     yield Component(name="reduction", config=Reduction)
+    yield Component(name="fc", config=FullyConnected)

@@ -65,8 +65,24 @@ class OSNet25(_OSNet):
     name, scale = "osnet-x0.25", 0.25
 
 
+@frozen(kw_only=True)
+class OSNetAIN100:
+    """OSNet with instance norms where a search put them (Zhou et al. 2021): stage1 to stage4, of 512 channels."""
+
+    name: ClassVar[str] = "osnet-ain-x1.0"
+
+    weights: str = option("imagenet", help="'imagenet' (torchreid's), 'none' or a file of weights")
+
+    def build(self, height: int, width: int) -> OSNet:
+        from reidcore.builtin.modules.osnet import OSNet, load_osnet_weights
+
+        osnet = OSNet(1.0, height, width, ain=True)
+        load_osnet_weights(osnet, self.name, self.weights, "osnet_ain_x1_0_imagenet.pth")
+        return osnet
+
+
 @hookimpl
 def reidcore_backbones() -> Iterator[Component]:
-    """Offer OSNet in the published widths."""
-    for config in (OSNet100, OSNet75, OSNet50, OSNet25):
+    """Offer OSNet in the published widths, and its searched form."""
+    for config in (OSNet100, OSNet75, OSNet50, OSNet25, OSNetAIN100):
         yield Component(name=config.name, config=config)

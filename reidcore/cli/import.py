@@ -7,6 +7,9 @@ from pathlib import Path
 from reidcore.errors import ReidError
 from reidcore.retrieval.store import refuse_existing
 
+_RUNS = ("fastreid", "torchreid", "torchvision", "timm")
+"""Whose files become runs."""
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the arguments."""
@@ -15,18 +18,17 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         nargs="?",
         type=Path,
-        help="fastreid: a checkpoint; caffe: a .prototxt, its .caffemodel beside it",
+        help="a checkpoint or a file of weights; fastreid: also zoo:NAME, a published one; caffe: a .prototxt, its "
+        ".caffemodel beside it",
     )
-    parser.add_argument("--from", dest="kind", choices=["fastreid", "caffe"], help="whose file it is")
-    parser.add_argument(
-        "-o", "--output", metavar="PLACE", type=Path, help="fastreid: a new run folder; caffe: a new .onnx file"
-    )
+    parser.add_argument("--from", dest="kind", choices=[*_RUNS, "caffe"], help="whose file it is")
+    parser.add_argument("-o", "--output", metavar="PLACE", type=Path, help="a new run folder; caffe: a new .onnx file")
     parser.add_argument("--config", metavar="FILE.yml", type=Path, help="fastreid: the checkpoint's configuration")
     parser.add_argument(
         "--config-only", metavar="FILE.yml", type=Path, help="print a configuration of FastReID as a recipe, no more"
     )
     parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="fastreid: change one key of the run's recipe"
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="change one key of the run's recipe"
     )
     parser.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help="a plugin in one file")
 
@@ -38,12 +40,15 @@ def main(options: Namespace) -> int:
         return 0
     if not (options.file and options.kind and options.output):
         raise ReidError(
-            "expected FILE --from fastreid -o RUN, FILE --from caffe -o FILE.onnx, or --config-only FILE.yml"
+            f"expected FILE --from {'|'.join(_RUNS)} -o RUN, FILE --from caffe -o FILE.onnx, or --config-only FILE.yml"
         )
-    if options.kind == "fastreid":
-        from reidcore.fastreid import import_fastreid
+    if options.config and options.kind != "fastreid":
+        raise ReidError("--config is for checkpoints of FastReID")
+    if options.kind in _RUNS:
+        from reidcore import imports
 
-        for line in import_fastreid(options.file, options.output, options.config, options.set, options.plugin):
+        request = imports.Request(options.file, options.output, options.set, options.plugin, options.config)
+        for line in getattr(imports, f"import_{options.kind}")(request):
             print(line)
         return 0
     from reidcore.export.caffe_reader import convert

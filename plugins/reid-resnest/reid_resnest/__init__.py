@@ -47,7 +47,11 @@ class _ResNeStConfig:
     base: int = option(
         64, help="channels inside the blocks of stage 1, with which all scale; 64 is the published network", at_least=2
     )
-    weights: str = option("imagenet", help="'imagenet' (the authors' weights), 'none' or a file")
+    weights: str = option(
+        "imagenet",
+        help="'imagenet' (the authors' weights), 'none', a file, or 'zoo:NAME' of FastReID's published models, as "
+        "'zoo:market_bot_S50'",
+    )
 
     def __attrs_post_init__(self) -> None:
         for number, (found, blocks) in enumerate(zip(self.non_local, self.blocks, strict=True), 1):

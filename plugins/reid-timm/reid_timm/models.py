@@ -76,7 +76,8 @@ def create(name: str, weights: str, **options: Any) -> Any:
     try:
         model: Any = timm.create_model(name, num_classes=0, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except Exception as error:  # the conversions look for what tells formats apart, and may trip over any file
-        raise ReidError(f"backbone.weights: {path} does not fit {name}: {_say(error)}") from None
+        # all of it: timm's message lists each weight
+        raise ReidError(f"backbone.weights: {path} does not fit {name}: {_say(error, None)}") from None
     del model.pretrained_cfg["state_dict"]
     return model
 
@@ -88,8 +89,9 @@ def _address(settings: PretrainedCfg) -> str:
     return str(settings.url)
 
 
-def _say(error: Exception) -> str:
-    return shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+def _say(error: Exception, most: int | None = 300) -> str:
+    text = " ".join(str(error).split())
+    return (shorten(text, most, placeholder=" ...") if most else text) or type(error).__name__
 
 
 def _join(names: list[str]) -> str:

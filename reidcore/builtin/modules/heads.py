@@ -100,3 +100,20 @@ class ReductionHead(ClassifierHead):
     def forward(self, x: Tensor) -> HeadOut:
         """(B, C) -> before and after (B, D), the same, and logits (B, K) or None."""
         return super().forward(self.reduction(x))
+
+
+class FullyConnectedHead(ClassifierHead):
+    """A linear layer to `dim` with batch norm and ReLU, and a classifier (Zhou et al. 2019).
+
+    What comes out of the ReLU is compared and classified as it is: no norm follows.
+    """
+
+    def __init__(self, channels: int, classes: int, dim: int, logits: Literal["linear", "cosine"] = "linear") -> None:
+        super().__init__(dim, classes, neck=False, logits=logits)
+        self.fc = nn.Sequential(nn.Linear(channels, dim), nn.BatchNorm1d(dim), nn.ReLU())
+        nn.init.normal_(self.fc[0].weight, std=0.01)  # type: ignore[arg-type]
+        nn.init.zeros_(self.fc[0].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> HeadOut:
+        """(B, C) -> before and after (B, D), the same and at least 0, and logits (B, K) or None."""
+        return super().forward(self.fc(x))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,9 @@ from reidcore.layers import InstanceNorm
 from reidcore.types import MapShape
 from reidcore.weights import load_weights
 
+Norm = Literal["none", "after", "inside"]
+Norms = tuple[Norm, Norm]
+
 STAGES = {"stage1": "conv2", "stage2": "conv3", "stage3": "conv4", "stage4": "conv5"}
 
 
@@ -23,13 +28,15 @@ class OSNet(nn.Module):
 
     It offers the maps `stage1` at 1/8 of the image and `stage2` to `stage4` at 1/16. `scale` is the factor on the
     published channels 256, 384, 512 and 512. `ibn` is the authors' form with instance norms, in the stem and in the
-    blocks of the first stage (Pan et al. 2018). Raises ContractError for images of fewer than 13 pixels a side.
+    blocks of the first stage (Pan et al. 2018); `ain` is the one that was searched for, with instance norms in the stem
+    and inside the branch of four blocks (Zhou et al. 2021). Raises ContractError for images of fewer than 13 pixels a
+    side.
     """
 
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
 
-    def __init__(self, scale: float, height: int, width: int, ibn: bool = False) -> None:
+    def __init__(self, scale: float, height: int, width: int, ibn: bool = False, ain: bool = False) -> None:
         super().__init__()
         if min(height, width) < 13:
             raise ContractError(
@@ -38,12 +45,15 @@ class OSNet(nn.Module):
             )
         stem, *channels = (int(scale * published) for published in (64, 256, 384, 512))
         self.conv1 = _convolution(3, stem, 7, stride=2)
-        if ibn:
+        if ibn or ain:
             self.conv1.bn = InstanceNorm(stem)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.conv2 = nn.Sequential(*_blocks(stem, channels[0], ibn), _halving(channels[0]))
-        self.conv3 = nn.Sequential(*_blocks(channels[0], channels[1]), _halving(channels[1]))
-        self.conv4 = nn.Sequential(*_blocks(channels[1], channels[2]))
+        first: Norms = ("inside", "inside") if ain else ("after", "after") if ibn else ("none", "none")
+        second: Norms = ("none", "inside") if ain else ("none", "none")
+        third: Norms = ("inside", "none") if ain else ("none", "none")
+        self.conv2 = nn.Sequential(*_blocks(stem, channels[0], first), _halving(channels[0]))
+        self.conv3 = nn.Sequential(*_blocks(channels[0], channels[1], second), _halving(channels[1]))
+        self.conv4 = nn.Sequential(*_blocks(channels[1], channels[2], third))
         self.conv5 = _convolution(channels[2], channels[2])
         rows, columns = (-(-side // 4) for side in (height, width))
         self.shapes = {
@@ -77,10 +87,11 @@ class OSNet(nn.Module):
 class Block(nn.Module):
     """Omni-scale residual block: four streams see 3, 5, 7 and 9 pixels, and one gate weighs the channels of each.
 
-    (B, C, H, W) -> (B, `out`, H, W), from `out` / 4 channels in each stream; `ibn` norms the sum by instance.
+    (B, C, H, W) -> (B, `out`, H, W), from `out` / 4 channels in each stream. `norm` is where an instance norm is: after
+    the shortcut is added, or inside the branch, in place of its last batch norm.
     """
 
-    def __init__(self, channels: int, out: int, ibn: bool = False) -> None:
+    def __init__(self, channels: int, out: int, norm: Norm = "none") -> None:
         super().__init__()
         middle = out // 4
         self.conv1 = _convolution(channels, middle)
@@ -90,14 +101,18 @@ class Block(nn.Module):
         self.conv2d = nn.Sequential(*(_lite(middle) for _ in range(4)))
         self.gate = Gate(middle)
         self.conv3 = _convolution(middle, out, relu=False)
+        if norm == "inside":
+            self.conv3.bn = nn.Identity()
         self.downsample = _convolution(channels, out, relu=False) if channels != out else nn.Identity()
-        self.IN = InstanceNorm(out) if ibn else nn.Identity()
+        self.inside = norm == "inside"
+        self.IN = nn.Identity() if norm == "none" else InstanceNorm(out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's map, at least 0."""
         y, gate = self.conv1(x), self.gate
         y = gate(self.conv2a(y)) + gate(self.conv2b(y)) + gate(self.conv2c(y)) + gate(self.conv2d(y))
-        return torch.relu(self.IN(self.conv3(y) + self.downsample(x)))
+        y, x = self.conv3(y), self.downsample(x)
+        return torch.relu(self.IN(y) + x if self.inside else self.IN(y + x))
 
 
 class Gate(nn.Module):
@@ -133,8 +148,8 @@ def _lite(channels: int) -> nn.Sequential:
     )
 
 
-def _blocks(channels: int, out: int, ibn: bool = False) -> tuple[Block, Block]:
-    return Block(channels, out, ibn), Block(out, out, ibn)
+def _blocks(channels: int, out: int, norms: Norms) -> tuple[Block, Block]:
+    return Block(channels, out, norms[0]), Block(out, out, norms[1])
 
 
 def _halving(channels: int) -> nn.Sequential:
@@ -161,5 +176,18 @@ def load_osnet_weights(osnet: OSNet, name: str, weights: str, published: str) ->
 
 def _without_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict as of one process, without the classifier."""
-    plain = {key.removeprefix("module."): value for key, value in state.items()}
+    plain = renamed({key.removeprefix("module."): value for key, value in state.items()})
     return {key: value for key, value in plain.items() if not key.startswith(("fc.", "classifier."))}
+
+
+def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict of torchreid's by the names of its plain form: it calls streams and halvings of the searched
+    form otherwise.
+    """
+
+    def rename(key: str) -> str:
+        key = re.sub(r"^pool([23])\.", r"conv\1.2.", key)
+        key = re.sub(r"\.conv2\.0\.layers\.0\.", ".conv2a.", key)
+        return re.sub(r"\.conv2\.([123])\.layers\.", lambda match: f".conv2{'abcd'[int(match[1])]}.", key)
+
+    return {rename(key): value for key, value in state.items()}

@@ -108,12 +108,13 @@ def load_vit_weights(vit: VisionTransformer, name: str, weights: str) -> None:
     fetched, or does not fit.
     """
     patches = vit.shapes["patches"]
-    adapt = partial(_adapt, rows=patches.height, columns=patches.width)
+    adapted = partial(adapt, rows=patches.height, columns=patches.width)
     url = ViT_B_16_Weights.IMAGENET1K_V1.url
-    load_weights(vit, name, weights, url, new=("camera_embedding",), adapt=adapt)
+    load_weights(vit, name, weights, url, new=("camera_embedding",), adapt=adapted)
 
 
-def _adapt(state: Mapping[str, Tensor], rows: int, columns: int) -> dict[str, Tensor]:
+def adapt(state: Mapping[str, Tensor], rows: int, columns: int) -> dict[str, Tensor]:
+    """Return a state dict of torchvision's without its classifier, and with positions of a grid of this size."""
     adapted = {}
     for key, value in state.items():
         if key == "encoder.pos_embedding":
