@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sub = verbs.add_parser(verb, help=help, description=help.capitalize() + ".")
         if verb == chosen:  # the others' modules are not needed
             _module(verb).add_arguments(sub)
+            sub.add_argument("-q", "--quiet", action="store_true", help="print the result only")
+            sub.add_argument("-v", "--verbose", action="store_true", help="with an error, print where it came from")
     options = parser.parse_args(arguments)
     try:
         with warnings.catch_warnings():
@@ -55,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = partial(_show_warning, warnings.showwarning, set())
             status: int = _module(options.verb).main(options)
     except ReidError as error:
+        if options.verbose:
+            traceback.print_exc()
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a listing has seen enough

@@ -29,7 +29,7 @@ def main(options: Namespace) -> int:
         refuse_existing(options.output)
         if options.output.suffix != ".html":
             raise ReidError(f"cannot write {options.output}: what comes out is a page, an .html file")
-        with Bar(make_console(stderr=True)) as bar:
+        with Bar(make_console(stderr=True), options.quiet) as bar:
             comparisons = report_comparison(options.runs, options.output, options.plugin, bar)
     else:
         comparisons = compare(options.runs)

@@ -36,7 +36,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--whole", action="store_true", help="decode every image, not only look at its header")
     parser.add_argument("--sheet", metavar="FILE", type=Path, help="also draw some images of some identities")
     parser.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help="a plugin in one file")
-    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
 def main(options: Namespace) -> int:

@@ -16,7 +16,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="a new file for `index`")
     parser.add_argument("--device", default="auto", help="'auto', 'cpu', 'cuda' or 'cuda:1' (default: auto)")
     parser.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help="a plugin in one file")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the result only")
 
 
 def main(options: Namespace) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reidcore.api import export_run
 from reidcore.builtin.modules.datasets import find_images
-from reidcore.reporting import describe_exported
+from reidcore.reporting import Bar, describe_exported, make_console
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -36,6 +36,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def main(options: Namespace) -> int:
     """Export, and say what was proven."""
     images = find_images(options.images) if options.images else ()
-    exported = export_run(options.run, options.to, options.option, images, options.set, options.plugin)
+    with Bar(make_console(stderr=True), options.quiet) as bar:
+        bar(f"writing and proving {options.to}", 0, 0)
+        exported = export_run(options.run, options.to, options.option, images, options.set, options.plugin)
     print(describe_exported(exported))
     return 0

@@ -19,7 +19,6 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="flat: compare with all; hnsw: walk a graph; ivf-sq: look into lists of vectors; ivf-pq: look into lists "
         "of codes that take an eighth of the memory, and at vectors on the disk (default: by size)",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the result only")
 
 
 def main(options: Namespace) -> int:

@@ -14,7 +14,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if anything is wrong with a plugin")
     parser.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help="a plugin in one file")
-    parser.add_argument("-v", "--verbose", action="store_true", help="print the stack of those that failed")
 
 
 def main(options: Namespace) -> int:

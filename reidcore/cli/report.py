@@ -18,7 +18,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key of its recipe")
     parser.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help="a plugin in one file")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the page's name only")
 
 
 def _count(text: str) -> int:

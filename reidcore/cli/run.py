@@ -21,7 +21,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="folder of run folders (default: runs)")
     parser.add_argument("--resume", action="store_true", help="go on with the run folder that exists")
     parser.add_argument("--seeds", metavar="1,2,3", type=_seeds, help="one run a seed, then mean and deviation")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the result only")
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ def main(options: Namespace) -> int:
     index = Index.open(options.index)
     embedder = load_model(options.run, options.device, options.plugin)
     index.require_model(embedder.fingerprint, options.run)
-    with Bar(make_console(stderr=True)) as bar:
+    with Bar(make_console(stderr=True), options.quiet) as bar:
         embeddings = embedder.embed(files, lambda done: bar("embedding", done, len(files)))
     found = search(index, embeddings, files, options.k)
     if options.json:
