@@ -24,22 +24,22 @@ WHERE = ("epoch", "step", "steps", "seconds_left")
 def numbers(event: Mapping[str, Any]) -> dict[str, float]:
     """Return the figures of an event, for curves over its "step": none of an event without one.
 
-    They are called "train/loss", "train/loss/triplet" or "train/lr" of a step, "epoch/loss" of an epoch,
+    They are called "train/loss", "train/losses/triplet" or "train/lr" of a step, "epoch/loss" of an epoch,
     "market1501/mAP" of an evaluation, and "round/clusters" of what else a kind may have.
     """
     if "step" not in event:
         return {}
     if event["kind"] == "evaluation":
-        group = event.get("test", "evaluation")
-        found = {**event.get("metrics", {}), **_below("chosen", event)}
+        group, found = event.get("test", "evaluation"), {**event.get("metrics", {}), **_below("chosen", event)}
     else:
         group = "train" if event["kind"] == "step" else event["kind"]
-        found = {name: value for name, value in event.items() if name not in WHERE} | _below("loss", event, "losses")
+        found = {name: value for name, value in event.items() if name not in WHERE} | _below("losses", event)
     return {f"{group}/{name}": float(value) for name, value in found.items() if type(value) in (int, float)}
 
 
-def _below(name: str, event: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
-    return {f"{name}/{inner}": value for inner, value in event.get(key or name, {}).items()}
+def _below(name: str, event: Mapping[str, Any]) -> dict[str, Any]:
+    # no figure is called as others begin, "losses" and not "loss": where names are files that would be a folder, too
+    return {f"{name}/{inner}": value for inner, value in event.get(name, {}).items()}
 
 
 __all__ = ["numbers"]
