@@ -11,7 +11,7 @@ demo: .venv/installed
 
 # pages that work from a folder, without a server: open site/index.html
 docs: .venv/docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo site/index.html
 
 # the tests' tensors are small: a second thread costs more than it gives
