@@ -30,8 +30,9 @@ def index() -> str:
     lines = [
         "# Kinds of parts",
         "",
-        "What a part of each kind is given, what it has to do, and what `reidcore.testing` checks of it: for those who write one, as",
-        "[Plugins](../plugins.md) tells. Which parts there are is listed in the [reference](../reference/parts/index.md).",
+        "What a part of each kind is given, what it has to do, and what `reidcore.testing` checks of it: for those who",
+        "write one, as [Plugins](../plugins.md) tells. Which parts there are is listed in the",
+        "[reference](../reference/parts/index.md).",
         "",
         "| kind | hook | what it is |",
         "|------|------|------------|",

@@ -9,7 +9,7 @@ import argparse
 import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 
@@ -47,6 +47,18 @@ GUIDES = {
 """Where a verb is shown at work."""
 
 
+EXTENDS = {
+    "name": "extends",
+    "accepts": "a path",
+    "required": False,
+    "default": None,
+    "help": "a recipe that this one is laid over; relative to this file",
+}
+"""The key that is read before there is a recipe."""
+
+PROTOCOLS: dict[Any, Kind] = {kind.protocol: kind for kind in KINDS.values()}
+
+
 def pages() -> dict[str, str]:
     """Return the text of each generated page by its place below `docs/reference/`."""
     catalog = Catalog.of()
@@ -60,39 +72,28 @@ def pages() -> dict[str, str]:
 
 def recipe_page(catalog: Catalog) -> str:
     """Return the page of all tables of a recipe."""
-    attrs.resolve_types(Recipe)
-    fields = attrs.fields(Recipe)
     lines = [
         "# Tables of a recipe",
         "",
-        "Every table and key that a recipe may have, in the order in which filled recipes have them. How recipes work is told in",
-        "[Recipes](../recipes.md); the options of parts are on the page of their [kind](parts/index.md).",
+        "Every table and key that a recipe may have, in the order in which filled recipes have them. How recipes work",
+        "is told in [Recipes](../recipes.md); the options of parts are on the page of their [kind](parts/index.md).",
         "",
         "Keys at the top, before any table:",
         "",
-        *options_table(_top(catalog)),
+        *options_table([EXTENDS, *(it for it in option_records(Recipe, catalog) if it["name"] == "requires")]),
     ]
-    kinds = {kind.protocol: kind for kind in KINDS.values()}
-    for field in fields:
+    for field in attrs.fields(Recipe):
         of, many = _held(field.type)
-        if not attrs.has(of) and of not in kinds:
-            continue
-        name = f"[[{field.name}]]" if many else f"[{field.name}]"
-        lines += ["", f"## {name}", ""]
-        inline = [each for each in attrs.fields(of) if each.metadata.get("inline")] if attrs.has(of) else []
-        if inline:
+        if of in PROTOCOLS:
+            text = [f"Chooses {_link(PROTOCOLS[of])}."]
+        elif attrs.has(of):
             attrs.resolve_types(of)
-            inline = attrs.fields(of)
-            (chosen,) = (each for each in inline if each.metadata.get("inline"))
-            kind = kinds[chosen.type]
-            own = attrs.make_class(of.__name__, {e.name: _copied(e) for e in inline if e is not chosen}, kw_only=True)
-            lines += [_sentence(of), f"Chooses {_link(kind)}, whose options stand in the same table, beside these:"]
-            lines += ["", *options_table(option_records(own, catalog))]
-        elif of in kinds:
-            kind = kinds[of]
-            lines += [f"Chooses {_link(kind)}."]
+            chosen = [PROTOCOLS[item.type] for item in attrs.fields(of) if item.metadata.get("inline")]
+            more = [f"Chooses {_link(kind)}, whose options stand in the same table, beside these:" for kind in chosen]
+            text = [_sentence(of), *more, "", *options_table(option_records(of, catalog))]
         else:
-            lines += [_sentence(of), "", *options_table(option_records(of, catalog))]
+            continue
+        lines += ["", f"## [[{field.name}]]" if many else f"## [{field.name}]", "", *text]
         if (default := field.metadata.get("default_table")) is not None:
             lines += ["", f"Default: {_defaults(default)}."]
         elif field.default is attrs.NOTHING:
@@ -100,27 +101,9 @@ def recipe_page(catalog: Catalog) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _top(catalog: Catalog) -> list[dict[str, Any]]:
-    """Return the options that stand in no table."""
-    extends = {
-        "name": "extends",
-        "accepts": "a path",
-        "required": False,
-        "default": "",
-        "help": "a recipe that this one is laid over; relative to this file",
-    }
-    (requires,) = (field for field in attrs.fields(Recipe) if field.name == "requires")
-    return [extends, *option_records(attrs.make_class("Top", {"requires": _copied(requires)}), catalog)]
-
-
-def _copied(field: attrs.Attribute[Any]) -> Any:
-    """Return a field of another class with what is said of this one."""
-    return attrs.field(default=field.default, metadata=field.metadata, type=field.type)
-
-
 def _held(annotation: Any) -> tuple[Any, bool]:
     """Return the class of a recipe's field, and whether it is an array of them."""
-    arguments = getattr(annotation, "__args__", ())
+    arguments = get_args(annotation)
     return (arguments[0], True) if arguments else (annotation, False)
 
 
@@ -142,9 +125,9 @@ def parts_page(catalog: Catalog) -> str:
     lines = [
         "# Parts",
         "",
-        "What the core offers, with all options on the page of each kind. Plugins offer more. `reidcore components` lists what is",
-        "installed, `reidcore components loss triplet` prints the options of one part and a table to paste into a recipe. How to write",
-        "a part of your own is told in [Plugins](../../plugins.md).",
+        "What the core offers, with all options on the page of each kind. Plugins offer more. `reidcore components`",
+        "lists what is installed, `reidcore components loss triplet` prints the options of one part and a table to",
+        "paste into a recipe. How to write a part of your own is told in [Plugins](../../plugins.md).",
         "",
         "| kind | table | parts |",
         "|------|-------|-------|",
@@ -176,8 +159,8 @@ def kind_page(kind: Kind, catalog: Catalog) -> str:
     lines = [
         f"# {title}",
         "",
-        f"In a recipe: {_table(kind)}. What {kind.one} is given and has to do is on [its own page](../../kinds/{kind.name}.md), for",
-        "those who write one.",
+        f"In a recipe: {_table(kind)}. What {kind.one} is given and has to do is on",
+        f"[a page of its own](../../kinds/{kind.name}.md), for those who write one.",
     ]
     if not catalog.components(kind.name):
         lines += ["", "The core offers none; plugins may."]
@@ -190,8 +173,8 @@ def kind_page(kind: Kind, catalog: Catalog) -> str:
 
 def options_table(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return a table with a row an option."""
-    rows = [(f"`{it['name']}`", it["accepts"], _default(it), it["help"]) for it in records]
-    return _rows(("key", "accepts", "default", "what it is"), rows)
+    rows = [(f"`{it['name']}`", _default(it), f"{it['help']}<br>*{it['accepts']}*") for it in records]
+    return _rows(("key", "default", "what it is, and *what it accepts*"), rows)
 
 
 def _default(record: Mapping[str, Any]) -> str:
@@ -207,8 +190,8 @@ def command_line_page() -> str:
     lines = [
         "# Command line",
         "",
-        "Every command ends with status 0 when all went well, and with 2 and a message for what you can mend. A traceback is a mistake",
-        "in the program. `--help` after any verb prints what is here.",
+        "Every command ends with status 0 when all went well, and with 2 and a message for what you can mend. A",
+        "traceback is a mistake in the program. `--help` after any verb prints what is here.",
         "",
         *_rows(("verb", "what it does"), [(f"[`{verb}`](#reidcore-{verb})", help) for verb, help in VERBS.items()]),
     ]
@@ -241,7 +224,7 @@ def _names(action: argparse.Action) -> str:
     if not action.option_strings:
         return f"`{_value(action)}`"
     value = "" if action.nargs == 0 else f" {_value(action)}"
-    return ", ".join(f"`{name}`" for name in action.option_strings[:-1] + [f"{action.option_strings[-1]}{value}"])
+    return ", ".join(f"`{name}`" for name in [*action.option_strings[:-1], f"{action.option_strings[-1]}{value}"])
 
 
 def _help(action: argparse.Action) -> str:

@@ -109,6 +109,8 @@ def _options(config: type, table: str = "") -> Iterator[tuple[str, attrs.Attribu
     """Yield the name of each option ("table.key" within a table), its field, and the names that it had."""
     attrs.resolve_types(config)
     for field in attrs.fields(config):
+        if field.metadata.get("inline"):  # the options of the part that a table chooses
+            continue
         if attrs.has(field.type):
             yield from _options(field.type, f"{table}{field.name}.")
         else:
