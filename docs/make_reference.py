@@ -198,9 +198,13 @@ def command_line_page() -> str:
     for verb, help in VERBS.items():
         actions = [it for it in verbs.choices[verb]._actions if not isinstance(it, argparse._HelpAction)]
         words = " ".join(["reidcore", verb, *(_usage(action) for action in actions)])
-        lines += ["", f"## reidcore {verb}", "", f"`{words}`", "", f"{help.capitalize()}. See {GUIDES[verb]}.", ""]
+        lines += ["", f"## reidcore {verb}", "", f"`{words}`", "", f"{help.capitalize()}.{_guide(verb)}", ""]
         lines += _rows(("argument", "what it is"), [(_names(action), _help(action)) for action in actions])
     return "\n".join(lines) + "\n"
+
+
+def _guide(verb: str) -> str:
+    return f" See {GUIDES[verb]}." if verb in GUIDES else ""
 
 
 def _value(action: argparse.Action) -> str:

@@ -180,6 +180,29 @@ def test_what_a_page_says_can_be_done(page, tmp_path, monkeypatch):
     Reader(tmp_path, monkeypatch).read(page)
 
 
+WRONG = {
+    "another output": "```console\n$ reidcore --version\nreidcore of yesterday\n```\n",
+    "a command that fails": "```console\n$ reidcore check nowhere.toml\n```\n",
+    "one that does not": "<!-- fails -->\n```console\n$ reidcore --version\n```\n",
+    "another value": "```pycon\n>>> 1 + 1\n3\n```\n",
+    "an option that is none": '```toml\n[[loss]]\nname = "triplet"\nmargine = 1.0\n```\n',
+    "a file of which it is no part": "```toml\n# from examples/first.toml\nseed = 1\n```\n",
+    "an unknown language": "```sh\ntrue\n```\n",
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_page_that_is_not_so_is_noticed(mistake, tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(WRONG[mistake])
+    with pytest.raises(AssertionError):
+        Reader(tmp_path, monkeypatch).read(page)
+
+
+def test_what_was_measured_may_be_another_number():
+    assert seen("│ a │ 93.8% │ 64 of 64 │") == seen("┃ a ┃   4.0% ┃ 64 of 64 ┃") != seen("a 93.8% 63 of 64")
+
+
 def test_the_pages_are_built_without_a_warning_and_ask_no_other_server_for_anything(tmp_path):
     pytest.importorskip("mkdocs", reason="the dependency group 'docs' is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
