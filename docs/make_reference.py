@@ -197,8 +197,8 @@ def command_line_page() -> str:
     ]
     for verb, help in VERBS.items():
         actions = [it for it in verbs.choices[verb]._actions if not isinstance(it, argparse._HelpAction)]
-        words = " ".join(["reidcore", verb, *(_usage(action) for action in actions)])
-        lines += ["", f"## reidcore {verb}", "", f"`{words}`", "", f"{help.capitalize()}.{_guide(verb)}", ""]
+        words = " ".join(f"`{word}`" for word in (f"reidcore {verb}", *map(_usage, actions)))
+        lines += ["", f"## reidcore {verb}", "", words, "", f"{help.capitalize()}.{_guide(verb)}", ""]
         lines += _rows(("argument", "what it is"), [(_names(action), _help(action)) for action in actions])
     return "\n".join(lines) + "\n"
 
