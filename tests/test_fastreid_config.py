@@ -179,4 +179,4 @@ def test_other_files_are_refused_and_run_nothing(text, message, write) -> None:
 
 
 def test_without_what_to_import_it_says_what_is_expected() -> None:
-    assert "expected FILE --from fastreid -o RUN" in run_cli("import").err
+    assert "expected FILE --from fastreid|torchreid|torchvision|timm -o RUN" in run_cli("import").err
