@@ -27,6 +27,7 @@ from reidcore import __version__
 from reidcore.assemble import (
     Data,
     Evaluator,
+    Progress,
     Test,
     assemble,
     check_build,
@@ -187,13 +188,16 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
             terminal.note(describe_exported(exported))
         except (ContractError, RunError) as error:
             failed.append(str(error))
-    if recipe.run.report:
-        page = write_report(folder, keeping, model, data.tests, data.holdout)
-        terminal.close()
-        terminal.note(f"report: {page}")
     if failed:
-        again = f"the run is finished; to export it again: reidcore export {folder} --to NAME"
-        raise RunError("\n".join([*failed, again]))
+        failed.append(f"the run is finished; to export it again: reidcore export {folder} --to NAME")
+    if recipe.run.report:
+        try:
+            terminal.note(f"report: {write_report(folder, keeping, model, data.tests, data.holdout)}")
+        except ReidError as error:
+            failed += [str(error), f"the run is finished; to write its report: reidcore report {folder}"]
+        terminal.close()
+    if failed:
+        raise RunError("\n".join(failed))
 
 
 def evaluate_run(
@@ -201,7 +205,7 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     plugin_files: Sequence[str | Path] = (),
     artifact: str | Path | None = None,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Result]:
     """Evaluate a finished run's model again, on the tests of its recipe with `KEY=VALUE` overrides.
 
@@ -334,13 +338,18 @@ def report_run(
     queries: int = QUERIES,
     overrides: Sequence[str] = (),
     plugin_files: Sequence[str | Path] = (),
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> Path:
     """Write the report of a finished run, see `reidcore.report.write_report`, and return its page.
 
     tests: labels of those to show, by default all. Where their images are gone it has what the run kept, and says so.
     """
     folder = Path(folder)
+    if wrong := [override for override in overrides if not _PLACE.match(override)]:
+        raise RunError(
+            f"found {wrong[0]}; a report shows a run as it was evaluated, so that only places of images, run.device "
+            "and input.workers can be set"
+        )
     notes = []
     try:
         model, loaded, data = _open(folder, overrides, plugin_files)
@@ -348,20 +357,28 @@ def report_run(
     except DataError as error:
         model, loaded, _ = load_trained(folder, overrides=overrides, plugin_files=plugin_files)
         found, holdout = (), None
-        notes = [f"There are no rank lists, since the images of the tests are not there: {error}"]
-    labels = [test.label for test in found]
-    if unknown := [label for label in tests if found and label not in labels]:
+        notes = [f"There are no rank lists, since not all images are there: {error}"]
+    labels = [loaded.label(position) for position in range(len(loaded.recipe.test))]
+    if unknown := [label for label in tests if label not in labels]:
         raise RunError(f"{folder} has no test '{unknown[0]}'; {offer(unknown[0], labels)}")
     evaluator = evolve(_keeping(make_evaluator(loaded.recipe, folder), loaded, folder), progress=progress)
-    chosen = [test for test in found if not tests or test.label in tests]
-    return write_report(folder, evaluator, model.to(evaluator.device), chosen, holdout, queries=queries, notes=notes)
+    return write_report(
+        folder,
+        evaluator,
+        model.to(evaluator.device),
+        found,
+        holdout,
+        labels=tests or labels,
+        queries=queries,
+        notes=notes,
+    )
 
 
 def report_comparison(
     folders: Sequence[str | Path],
     file: str | Path,
     plugin_files: Sequence[str | Path] = (),
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Comparison]:
     """Compare runs (see `compare`), and write a page of it, see `reidcore.report.write_comparison`."""
     comparisons = compare(folders)
@@ -371,7 +388,7 @@ def report_comparison(
         try:
             model, loaded, data = _open(Path(folder), (), plugin_files)
         except DataError as error:
-            notes = [f"There are no rank lists, since the images of the tests are not there: {error}"]
+            notes = [f"There are no rank lists, since not all images are there: {error}"]
             opened = {}
             break
         evaluator = _keeping(make_evaluator(loaded.recipe, Path(folder)), loaded, Path(folder))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -389,6 +389,13 @@ class _Side:
     transforms: Sequence[Callable[[torch.Tensor], torch.Tensor]] = field(eq=False)
 
 
+class Progress(Protocol):
+    """What is told how far work is."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Take what is being done, how much of it is done, and of how much (0: not known)."""
+
+
 @frozen(eq=False)
 class Evaluator:
     """Evaluates a model on test sets; features are extracted once a data set."""
@@ -402,8 +409,8 @@ class Evaluator:
     """Where features are that are more than `options.memory`."""
     kept: KeptFeatures | None = None
     world: World = ALONE
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None
-    """Told what is being done, how much of it is done, and of how much (0: not known); see `reporting.Bar`."""
+    progress: Progress = lambda what, done, total: None
+    """See `reporting.Bar`."""
 
     def __call__(self, model: nn.Module, tests: Sequence[Test], holdout: Test | None = None) -> dict[str, Result]:
         """Return each test's result, in order.
@@ -412,7 +419,6 @@ class Evaluator:
         """
         results = {}
         for test, query, gallery, chosen in self.features(model, tests, holdout):
-            self.progress(f"{test.label}: ranking", 0, 0)
             result = evaluate(
                 query,
                 gallery,
@@ -422,6 +428,7 @@ class Evaluator:
                 protocol=test.protocol,
                 intervals=True,
                 device=self.device,
+                done=partial(self.progress, f"{test.label}: ranked queries", total=len(query)),
             )
             results[test.label] = evolve(result, chosen=chosen)
             del query, gallery  # before others are extracted

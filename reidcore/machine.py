@@ -13,12 +13,11 @@ def describe(device: torch.device | str = "cpu") -> dict[str, str]:
     """Return what a figure of speed depends on, as texts: the machine, its device for networks, the system."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device = torch.device(device)
-    found = {
+    return {
         "machine": f"{_processor()}, {cores} core{'' if cores == 1 else 's'}{_memory()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "system": f"{platform.system()} {platform.release()}",
     }
-    return found
 
 
 def _processor() -> str:

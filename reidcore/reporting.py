@@ -156,7 +156,8 @@ class Terminal:
 
 
 class Bar:
-    """Shows long work: a bar on a terminal when it takes more than two seconds, a line every ten seconds elsewhere.
+    """Shows long work: a bar on a terminal when it takes more than two seconds, or at once when nobody knows how long
+    it takes; a line every ten seconds elsewhere.
 
     A context manager that is called with what is being done, how much of it is, and of how much (0: not known).
     """

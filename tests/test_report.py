@@ -13,15 +13,19 @@ import torch
 from PIL import Image
 
 from reidcore.api import load_recipe, report_run, run
+from reidcore.assemble import Evaluator, Test
 from reidcore.networks import build_model
+from reidcore.options import EvaluationOptions, InputOptions
 from reidcore.report.attention import overlay, similarity_maps, similarity_shares
 from reidcore.report.curves import POINTS, read_log, training_plots
 from reidcore.report.landscape import chosen_images, places
 from reidcore.report.pictures import Pictures
 from reidcore.report.plots import Bars, Line, Plot, cumulative, overlaid
+from reidcore.report.run import curves_of, judged
+from reidcore.retrieval.evaluation import evaluate
 from reidcore.retrieval.roc import Curve
 from reidcore.testing import run_cli, seem_trained, tiny_recipe, toy_data
-from reidcore.types import Sample
+from reidcore.types import Features, Sample, Splits
 
 TESTS = ("folder", "without-cameras", "re-ranked")
 
@@ -135,7 +139,7 @@ def test_without_its_images_a_report_has_what_the_run_kept(finished, tmp_path):
     missing = [f"test.{position}.root={json.dumps(str(tmp_path))}" for position in range(3)]
     page = report_run(finished.folder, overrides=missing)
     data = shown(page)
-    assert data["notes"][0].startswith("There are no rank lists, since the images of the tests are not there: ")
+    assert data["notes"][0].startswith("There are no rank lists, since not all images are there: ")
     assert [test["label"] for test in data["tests"]] == ["folder", "without cameras", "re-ranked"]
     assert data["training"] and data["images"] == [] and "lists" not in data["tests"][0]
     assert [plot["name"] for plot in data["tests"][0]["plots"]] == ["cmc"]  # no metric kept a ROC
@@ -202,6 +206,44 @@ def test_a_cumulative_curve_counts_queries_with_a_match():
     places = np.array([1, 3, 3, np.nan, 60])
     found = cumulative(places, 5)
     np.testing.assert_allclose(found, [0.25, 0.25, 0.75, 0.75, 0.75])
+
+
+@pytest.mark.parametrize("protocol", ["cross-camera", "all-cameras", "multi-query", "single-gallery-shot", "vehicleid"])
+def test_the_curve_of_matches_goes_through_the_figures(protocol):
+    random = np.random.default_rng(0)
+    identities, cameras = np.repeat(np.arange(12), 6), np.tile(np.arange(3), 24)
+    embeddings = (np.eye(12)[identities] + random.normal(0, 0.9, (72, 12))).astype(np.float32)
+    names = [f"{number}.png" for number in range(72)]
+
+    def side(start: int) -> Features:
+        some = slice(start, 72, 2)
+        return Features(embeddings[some], identities[some], cameras[some], names[some])
+
+    expected = evaluate(side(0), side(1), protocol=protocol, metrics=[("cmc", {"ranks": [1, 2, 5, 50]})])
+    evaluator = Evaluator(InputOptions(), EvaluationOptions(), (), torch.device("cpu"), torch.float32)
+    found = judged(Test("t", Splits(), protocol, (), 0, True), side(0), side(1), evaluator)
+    cmc = curves_of({"t": found})[0]
+    assert cmc.name == "cmc" and len(cmc.items[0].y) == 50 and expected["rank1"] < 1
+    for rank in (1, 2, 5, 50):
+        assert cmc.items[0].y[rank - 1] == pytest.approx(expected[f"rank{rank}"], abs=1e-12)
+
+
+def test_a_report_shows_a_run_as_it_was_evaluated(finished):
+    done = run_cli("report", finished.folder, "--set", "evaluation.distance=euclidean")
+    assert done.status == 2 and "only places of images, run.device and input.workers can be set" in done.err
+    done = run_cli("report", finished.folder, "--set", "test.0.root=/nowhere", "--test", "re-ranked", "-q")
+    (test,) = shown(finished.folder / "report.html")["tests"]
+    assert done.status == 0 and test["label"] == "re-ranked"
+
+
+def test_a_gallery_of_one_identity_has_a_report_without_a_curve_of_pairs(tmp_path):
+    root = toy_data(tmp_path / "toy")
+    for file in [*(root / "gallery").iterdir(), *(root / "query").iterdir()]:
+        if not file.name.startswith("0006"):
+            file.unlink()
+    recipe = load_recipe(tiny_recipe(tmp_path), overrides=["run.report=true", "training.epochs=1"])
+    (test,) = shown(run(recipe).folder / "report.html")["tests"]
+    assert [plot["name"] for plot in test["plots"]] == ["cmc"] and len(test["lists"]) == 2
 
 
 def test_plotly_takes_the_figures_and_matplotlib_draws_them(tmp_path):

@@ -16,7 +16,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--queries", metavar="N", type=_count, default=QUERIES, help=f"rank lists of each test (default: {QUERIES})"
     )
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one key of its recipe")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="where images are now: --set test.0.root=DIR"
+    )
     parser.add_argument("--plugin", metavar="FILE.py", action="append", default=[], help="a plugin in one file")
 
 

@@ -16,9 +16,9 @@ _CELL = 16
 """Pixels that are averaged where it is gradients of pixels that are looked at."""
 
 
-def similarity_shares(model: Model, first: Tensor, second: Tensor) -> Tensor:
+def similarity_shares(model: Model, first: Tensor, second: Tensor, cameras: Tensor | None = None) -> Tensor:
     """Return for pairs of (B, 3, H, W) uint8 images what in each makes their embeddings similar: (2 B, h, w), the
-    first ones' before the second ones'.
+    first ones' before the second ones'. cameras: (2 B,), if the model is to be told them.
 
     It is the product of the map that the aggregator reads, of several the last, and of the cosine's gradient for it,
     summed over channels (Draelos and Carin, Use HiResCAM instead of Grad-CAM, 2020); lengths count as constants. Of a
@@ -33,7 +33,7 @@ def similarity_shares(model: Model, first: Tensor, second: Tensor) -> Tensor:
     try:
         with torch.enable_grad():
             images = torch.cat([first, second]).float().requires_grad_(True)
-            output = model(images, names[-1:])
+            output = model(images, names[-1:], cameras)
             embeddings = output.embedding.float()
             directions = F.normalize(embeddings).detach()
             others = torch.cat([directions[count:], directions[:count]])  # each side is held to what the other one is
@@ -47,9 +47,11 @@ def similarity_shares(model: Model, first: Tensor, second: Tensor) -> Tensor:
     return F.avg_pool2d(gradient.abs().sum(1, keepdim=True), _CELL, ceil_mode=True)[:, 0]
 
 
-def similarity_maps(model: Model, first: Tensor, second: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def similarity_maps(
+    model: Model, first: Tensor, second: Tensor, cameras: Tensor | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return where `similarity_shares` are positive, for each side (B, h, w), of the largest one."""
-    shares = similarity_shares(model, first, second).clamp_min(0)
+    shares = similarity_shares(model, first, second, cameras).clamp_min(0)
     maps = (shares / shares.amax((1, 2), keepdim=True).clamp_min(1e-12)).cpu().numpy()
     return maps[: len(first)], maps[len(first) :]
 

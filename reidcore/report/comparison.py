@@ -52,16 +52,16 @@ def write_comparison(
     for run, item in opened.items():
         places = {}
         for label, comparison in comparisons.items():
-            if run in comparison.results:
+            if len(opened) > 1:
                 places[label] = label, run
             else:
                 places |= {test: (label, test) for test in comparison.results}
         wanted = [test for test in item.tests if test.label in places]
         for test, query, gallery, _ in item.evaluator.features(item.model, wanted, item.holdout):
-            item.evaluator.progress(f"{run}, {test.label}: rank lists", 0, 0)
             label, name = places[test.label]
             ranked = None if test.protocol == VERIFICATION else Ranked.of(test, query, gallery, item.evaluator)
             found[label][name] = judged(test, query, gallery, item.evaluator), ranked
+            del query, gallery
     evaluator = next(iter(opened.values())).evaluator if opened else None
     pictures = make_pictures(evaluator) if evaluator else Pictures((1, 1))
     sections = []
@@ -86,12 +86,12 @@ def write_comparison(
     images = encode(pictures, evaluator) if evaluator else []
     page = {
         "kind": "comparison",
-        "title": " and ".join(dict.fromkeys(short.values())),
+        "title": (f"{next(iter(opened))}: " if len(opened) == 1 else "") + " and ".join(dict.fromkeys(short.values())),
         "shape": pictures.tile,
         "notes": [*notes, *unreadable(images)],
         "tests": sections,
         "images": images,
-        "names": [sample.name for sample in pictures.samples],
+        "names": pictures.names,
     }
     return write_page(file, page)
 
@@ -117,6 +117,8 @@ def _row(name: str, short: str, comparison: Comparison) -> dict[str, Any]:
 
 def _changed(before: Ranked, after: Ranked, pictures: Pictures) -> list[dict[str, Any]]:
     """Return the rank lists of the queries whose average precision differs most."""
+    if len(after.rankings.query) != len(before.rankings.query):  # images of one of them are others by now
+        return []
     gains = after.rankings.average_precision - before.rankings.average_precision
     order = np.argsort(-np.abs(np.nan_to_num(gains)), kind="stable")[:_CHANGED]
     chosen = order[np.nan_to_num(gains[order]) != 0]

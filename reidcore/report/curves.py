@@ -17,7 +17,7 @@ POINTS = 1500
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Return the events of a run, in order: none if it has no log. A last line that was cut off is left out."""
+    """Return the events of a run, in order: none if it has no log. A line that was cut off is left out."""
     events = []
     file = folder / "log.jsonl"
     for line in file.read_text("utf-8").splitlines() if file.is_file() else ():
@@ -40,13 +40,13 @@ def training_plots(events: Sequence[Mapping[str, Any]]) -> list[Plot]:
         smooth = " Neighbouring steps are averaged." if len(steps) > POINTS else ""
         for file, title, label, lines, caption in (
             ("loss", "Loss", "loss", series, "The terms of the objective, as they are weighted." + smooth),
-            ("learning-rate", "Learning rate", "learning rate", {"learning rate": [s["lr"] for s in steps]}, ""),
+            ("learning-rate", "Learning rate", "learning rate", {"learning rate": [s["lr"] for s in steps]}, smooth),
             (
                 "speed",
                 "Speed",
                 "images a second",
                 {"images a second": [event["images_per_second"] for event in steps]},
-                "Since the beginning of each epoch.",
+                "Since the beginning of each epoch." + smooth,
             ),
         ):
             drawn = [Line(name, *_thinned(number, np.array(values))) for name, values in lines.items()]

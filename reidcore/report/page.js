@@ -66,6 +66,7 @@ function themed(layout) {
     hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("line"), font: { color: colour("ink") } },
     legend: { orientation: "h", y: -0.32, yanchor: "top" },
     hovermode: "closest",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: colour("accent") },
     ...layout,
     xaxis: { ...axis, ...layout.xaxis },
     yaxis: { ...axis, ...layout.yaxis },
@@ -132,7 +133,7 @@ function results(element, tests) {
   const names = [...new Set(tests.flatMap((test) => test.figures.map((figure) => figure.name)))];
   const cells = (figures) => names.map((name) => {
     const figure = figures.find((one) => one.name === name);
-    if (!figure) return make("td");
+    if (!figure || figure.value === null) return make("td");
     const spread = figure.spread === undefined ? "" : ` ± ${percent(figure.spread)}`;
     const interval = figure.low === undefined ? "" : make("small", {}, `${percent(figure.low)} to ${percent(figure.high)}`);
     return make("td", {}, percent(figure.value) + spread, interval);
@@ -267,18 +268,32 @@ function byTest(title, text, tests, show) {
     tabs(tests.map((test) => test.label), (number) => body.replaceChildren(show(tests[number]))), body);
 }
 
+const MEANINGS = {
+  "rank k": "the share of queries that have a match, an image of the same identity that counts, among their first k images",
+  mAP: "mean average precision: how early all matches of a query come; 100% if none comes after a wrong image",
+  mINP: "mean inverse negative penalty: how early the last match of a query comes",
+  "TAR@FAR": "the share of true pairs that are accepted, where so many false ones are (1e-3: one in a thousand)",
+  AUC: "the area under the curve of these two",
+  interval: "drawn again and again from the queries' identities (bootstrap), the figure is in it 95 times of 100",
+  "±": "standard deviation over the draws of a protocol that draws at random",
+};
+
 function run() {
   const tests = data.tests;
-  const summary = section("Results", "Figures with the interval that holds them with a confidence of 95%, by bootstrap over the queries' identities.");
-  if (tests.length) results(summary, tests);
+  const summary = section("Results", "Each figure with the interval that holds it with a confidence of 95%.");
+  if (tests.length) {
+    results(summary, tests);
+    summary.append(make("details", {}, make("summary", {}, "What the figures mean"), make("dl", {}, ...Object.entries(MEANINGS).flatMap(
+      ([name, text]) => [make("dt", {}, name), make("dd", {}, text)]))));
+  }
   else summary.append(make("p", {}, "The run has no test."));
-  byTest("Curves", "What the figures are made of.", tests.filter((test) => test.plots.length), (test) => plots(test.plots));
+  byTest("Curves", "Rankings and distances of all queries.", tests.filter((test) => test.plots.length), (test) => plots(test.plots));
   if (data.training.length) section("Training", "What was logged on the way.", plots(data.training));
   byTest("Rank lists", "Each query with the images that it found first, then the matches that come later, with their places. Under each image is its place and distance. ✓ is a match, ✗ is none.",
     tests.filter((test) => test.lists), (test) => {
-      const some = test.lists.length < test.covered
-        ? make("p.soft", {}, `${test.lists.length} of ${test.covered} queries are here: three quarters of them those with the lowest average precision, the others from all over the rest.`) : "";
-      return make("div", {}, some, rankLists(test));
+      const some = test.lists.length < test.ranked
+        ? make("p.soft", {}, `${test.lists.length} of ${test.ranked} queries are here: three quarters of them those with the lowest average precision, the others from all over the rest.`) : "";
+      return make("div", {}, test.remarks ? make("p.note", {}, test.remarks) : "", some, rankLists(test));
     });
   byTest("Hardest pairs", "The pairs that are most likely to be told wrong.", tests.filter((test) => test.pairs), (test) => pairsOf(test.pairs));
   byTest("Confusions", "Identities that were taken for another: how many of their queries found it first, and the worst of these.",
@@ -287,7 +302,7 @@ function run() {
     tests.filter((test) => test.looks?.length), (test) => looks(test.looks));
   byTest("Map", "Images of the gallery on a plane, neighbours near each other (t-SNE). Distances between far groups mean nothing.",
     tests.filter((test) => test.map?.x.length), (test) => make("div", {},
-      test.map.x.length < test.map.of ? make("p.soft", {}, `${test.map.x.length} of ${many(test.map.of, "image")}, whole identities.`) : "", map(test.map)));
+      test.map.x.length < test.map.of ? make("p.soft", {}, `${test.map.x.length} of ${many(test.map.of, "image")}, of identities drawn at random.`) : "", map(test.map)));
   section("Recipe", "With every option written out. Run it again: reidcore run recipe.toml",
     make("dl", {}, ...data.facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
     make("pre", { tabindex: 0 }, data.recipe));
@@ -297,12 +312,15 @@ function run() {
 
 function comparison() {
   const table = (test) => {
-    const names = test.rows[0].figures.map((figure) => figure.name);
+    const names = [...new Set(test.rows.flatMap((row) => row.figures.map((figure) => figure.name)))];
     const rows = test.rows.map((row) => make("tr", {}, make("td", {}, row.run), ...names.map((name) => {
       const figure = row.figures.find((one) => one.name === name);
-      if (!figure) return make("td");
+      if (!figure || figure.value === null) return make("td");
       const found = row.differences?.[name];
-      if (!found) return make("td", {}, percent(figure.value));
+      if (!found) {
+        const interval = figure.low === undefined ? "" : make("small", {}, `${percent(figure.low)} to ${percent(figure.high)}`);
+        return make("td", {}, percent(figure.value), interval);
+      }
       const points = (value) => (value === null ? "?" : `${value >= 0 ? "+" : "−"}${Math.abs(100 * value).toFixed(1)}`);
       return make(`td.${found.verdict}`, { title: found.verdict }, percent(figure.value),
         make("small", {}, `${points(found.value)} (${points(found.low)} to ${points(found.high)})`), make("small", {}, found.verdict));
@@ -310,7 +328,7 @@ function comparison() {
     return make("div.scroll", {}, make("table", {}, make("thead", {}, make("tr", {}, make("th"), ...names.map((name) => make("th", {}, name)))),
       make("tbody", {}, ...rows)));
   };
-  byTest("Figures", `Differences from the first are in points. Their intervals, by paired bootstrap over query identities, hold all those of one at once with a confidence of 97%.`,
+  byTest("Figures", "Below the figures of the first: the interval of each. Below the others': the difference from the first, in points (hundredths), with its interval; all intervals of one row hold at once with a confidence of 97%, so that a difference is rarely called one by chance.",
     data.tests, table);
   byTest("Curves", "All in one.", data.tests.filter((test) => test.plots.length), (test) => plots(test.plots));
   byTest("Changed queries", "The queries whose average precision differs most from that of the first.",

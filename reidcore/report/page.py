@@ -21,13 +21,13 @@ def write_page(file: Path, data: Mapping[str, Any]) -> Path:
         (files("reidcore.report") / f"page.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js")
     )
     # a text in a script must not end it; JSON may write any character as its number
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     parts = {"title": escape(data["title"]), "style": style, "plotly": get_plotlyjs(), "data": text, "script": script}
     page = re.sub(r"@(\w+)@", lambda mark: parts[mark[1]], template)
     partial = file.with_name(f".{file.name}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="replace")
         partial.replace(file)
     except OSError as error:
         raise RunError(os_message(error, "write", file)) from None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -38,6 +40,16 @@ class Pictures:
         if found == len(self.samples):
             self.samples.append(sample)
         return found
+
+    @property
+    def names(self) -> list[str]:
+        """What the pictures are of: paths below the folder that holds all of them."""
+        files = [str(sample.image) for sample in self.samples if isinstance(sample.image, Path)]
+        root = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+        return [
+            os.path.relpath(sample.name, root) if isinstance(sample.image, Path) and root else sample.name
+            for sample in self.samples
+        ]
 
     def encode(self, done: Callable[[int], None] = lambda count: None) -> list[str]:
         """Return the pictures as data URLs, "" for a file that cannot be read. `done` is told how many there are.

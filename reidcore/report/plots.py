@@ -172,7 +172,7 @@ def overlaid(
                 [Line(name, roc["far"], roc["tar"]) for name, roc in rocs.items()],
                 percent="xy",
                 log="x",
-                x_range=(max(1e-6, min(positive)), 1),
+                x_range=(min(0.1, max(1e-6, min(positive))), 1),
                 y_range=(-0.02, 1.02),
                 caption="If pairs up to some distance are accepted as one identity: the share of true pairs that are "
                 "accepted, by the share of false ones that are.",
@@ -184,6 +184,7 @@ def overlaid(
             dash: Any = ("solid", "dash", "dot")[number % 3]
             for colour, side in enumerate(("genuine", "impostor")):
                 text = {"genuine": "same identity", "impostor": "different identities"}[side]
+                colour += 2 * (number // 3)  # after three runs other colours
                 bars.append(Bars(f"{name}, {text}" if several else text, roc["edges"], roc[side], dash, colour))
         plots.append(
             Plot(
@@ -193,7 +194,8 @@ def overlaid(
                 "density of pairs",
                 bars,
                 caption="How far apart images of one identity are, and images of two. The less they overlap, the "
-                "better a threshold can tell them apart. Junk is left out.",
+                "better a threshold can tell them apart. Matches by the query's own camera are left out where the "
+                "protocol leaves them out.",
             )
         )
     return plots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,18 @@ def figures(result: Result) -> list[dict[str, Any]]:
     found = []
     for name, value in result.items():
         low, high = result.intervals.get(name, (float("nan"),) * 2)
-        one = {"name": name, "value": value}
+        one: dict[str, Any] = {"name": name, "value": _finite(value)}
         if np.isfinite(low) and np.isfinite(high):
             one |= {"low": low, "high": high}
         if name in result.spread:
             one["spread"] = result.spread[name]
         found.append(one)
     return found
+
+
+def _finite(value: float) -> float | None:
+    """Return what JSON can hold."""
+    return float(value) if np.isfinite(value) else None
 
 
 @frozen(eq=False)
@@ -55,6 +61,7 @@ class Ranked:
             postprocess=test.postprocess,
             protocol=test.protocol,
             device=evaluator.device,
+            done=partial(evaluator.progress, f"{test.label}: rank lists", total=len(query)),
         )
         # where a protocol draws at random, queries and gallery come from both
         both = {sample.name: sample for sample in (*test.splits.gallery, *test.splits.query)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from reidcore.assemble import Evaluator, Test
-from reidcore.builtin.modules.metrics import CumulativeMatching
+from reidcore.builtin.modules.metrics import CumulativeMatching, MeanAveragePrecision
 from reidcore.builtin.modules.roc import ReceiverOperatingCharacteristic
 from reidcore.builtin.modules.transforms import Resize
 from reidcore.data import read_image
@@ -31,13 +32,16 @@ from reidcore.reporting import describe_chosen, duration
 from reidcore.results import FILE as RESULTS
 from reidcore.results import load_results
 from reidcore.retrieval.evaluation import Result, evaluate
-from reidcore.retrieval.protocol import VERIFICATION
+from reidcore.retrieval.protocol import MULTI_QUERY, REPEATS, SINGLE_SHOT, VEHICLEID, VERIFICATION
 from reidcore.types import Features
 
 REPORT = "report.html"
 
 QUERIES = 200
 """Queries whose rank lists are shown, unless there are fewer."""
+
+RANKS = 50
+"""Ranks of the curve of cumulative matches."""
 
 _PAIRS = 40
 _LOOKS = 12  # pairs of images of which it is shown where the network looks
@@ -52,34 +56,43 @@ def write_report(
     tests: Sequence[Test],
     holdout: Test | None = None,
     *,
+    labels: Sequence[str] | None = None,
     queries: int = QUERIES,
     notes: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` and `report/figures/` into a run folder, and return the page.
 
-    Figures are those that the run kept, of a test that it did not evaluate new ones. queries: how many rank lists each
-    test shows: three quarters are those of the least average precision, the others are spread over the rest. notes:
-    shown on top. Without tests the page has what the run kept. Raises ReidError when a file cannot be written.
+    Figures are those that the run kept, if its queries and gallery are the same ones. labels: of the tests to show, by
+    default all. queries: how many rank lists each test shows: three quarters are those of the least average precision,
+    the others are spread over the rest. notes: shown on top. Without tests the page has what the run kept. Raises
+    ReidError when a file cannot be written.
     """
     kept = load_results(folder) if (folder / RESULTS).is_file() else {}
+    if labels is not None:
+        kept = {label: result for label, result in kept.items() if label in labels}
+        tests = [test for test in tests if test.label in labels]
+    notes = list(notes)
     events = read_log(folder)
     pictures = make_pictures(evaluator)
     training = training_plots(events)
     drawn: dict[str, Sequence[Plot]] = {"training": training}
     sections = []
     for test, query, gallery, chosen in evaluator.features(model, tests, holdout):
-        evaluator.progress(f"{test.label}: rank lists", 0, 0)
         curves = judged(test, query, gallery, evaluator)
         result = kept.get(test.label, curves)
+        if result.question != curves.question:
+            notes.append(f"{test.label}: the images are not those that the run was evaluated on; its figures are new.")
+            result = curves
         drawn[test.label] = curves_of({test.label: curves})
         section = _section(test.label, result, drawn[test.label])
-        section |= {"protocol": test.protocol, "chosen": describe_chosen(chosen).removeprefix("; ")}
+        section["chosen"] = describe_chosen(chosen).removeprefix("; ")
         if test.protocol == VERIFICATION:
             section["pairs"] = hard_pairs(test, query, gallery, evaluator, pictures, _PAIRS)
         else:
             section |= _ranked(test, query, gallery, evaluator, model, pictures, queries)
         section["map"] = _map(test, gallery, evaluator, pictures)
         sections.append(section)
+        del query, gallery  # before others are extracted
     for label, result in kept.items() if not tests else ():
         drawn[label] = curves_of({label: result})
         sections.append(_section(label, result, drawn[label]))
@@ -95,7 +108,7 @@ def write_report(
         "training": [plot.plotly() for plot in training],
         "recipe": (folder / "recipe.toml").read_text("utf-8"),
         "images": images,
-        "names": [sample.name for sample in pictures.samples],
+        "names": pictures.names,
     }
     evaluator.progress("figures", 0, 0)
     for label, plots in drawn.items():
@@ -122,22 +135,34 @@ def unreadable(images: Sequence[str]) -> list[str]:
 
 
 def judged(test: Test, query: Features, gallery: Features, evaluator: Evaluator) -> Result:
-    """Return a test's result with what the curves are made of."""
-    return evaluate(
-        query,
-        gallery,
-        distance=evaluator.options.distance,
-        postprocess=test.postprocess,
-        metrics=(CumulativeMatching(), ReceiverOperatingCharacteristic()),
-        protocol=test.protocol,
-        device=evaluator.device,
-    )
+    """Return a test's figures, those by rank up to `RANKS`, and what the curves are made of."""
+
+    def result(*metrics: Any) -> Result:
+        return evaluate(
+            query,
+            gallery,
+            distance=evaluator.options.distance,
+            postprocess=test.postprocess,
+            metrics=(CumulativeMatching(range(1, RANKS + 1)), *metrics),
+            protocol=test.protocol,
+            device=evaluator.device,
+            done=partial(evaluator.progress, f"{test.label}: ranked queries", total=len(query)),
+        )
+
+    try:
+        return result(MeanAveragePrecision(), ReceiverOperatingCharacteristic())
+    except DataError:  # a gallery of one identity has no curve of pairs
+        return result(MeanAveragePrecision())
 
 
 def curves_of(results: Mapping[str, Result]) -> list[Plot]:
     """Return the figures of tests, or of runs, by their names, as far as the results have what they are made of."""
-    places = {name: result.per_query.get("first_rank") for name, result in results.items()}
-    cmc = {name: cumulative(found) for name, found in places.items() if found is not None}
+    cmc = {}
+    for name, result in results.items():
+        if f"rank{RANKS}" in result:  # the mean over the draws of a protocol that draws at random
+            cmc[name] = np.array([result[f"rank{rank}"] for rank in range(1, RANKS + 1)])
+        elif "first_rank" in result.per_query and "rank1" not in result.spread:
+            cmc[name] = cumulative(result.per_query["first_rank"], RANKS)
     return overlaid({name: result.curves for name, result in results.items()}, cmc)
 
 
@@ -147,7 +172,6 @@ def _section(label: str, result: Result, plots: Sequence[Plot]) -> dict[str, Any
         "figures": figures(result),
         "queries": result.queries,
         "covered": result.covered,
-        "identities": result.drawn,
         "plots": [plot.plotly() for plot in plots],
     }
 
@@ -164,14 +188,26 @@ def _ranked(
     """Return the rank lists of a test, its confusions, and where the network looks."""
     ranked = Ranked.of(test, query, gallery, evaluator)
     chosen = ranked.choose(queries)
+    remarks = []
+    if test.protocol in (VEHICLEID, SINGLE_SHOT):
+        remarks.append(f"Lists, confusions and curves of pairs are of the first of {REPEATS} draws.")
+    if test.protocol == MULTI_QUERY:
+        remarks.append("A query is several images, of which the first is shown.")
+    if test.query_transform:
+        remarks.append("Queries are shown as they are before the test's query_transform.")
+    whole = not test.query_transform and test.protocol != MULTI_QUERY  # what is shown is what the model was given
     return {
+        "remarks": " ".join(remarks),
+        "ranked": int(np.sum(~np.isnan(ranked.rankings.average_precision))),
         "lists": ranked.lists(chosen, pictures),
         "confusions": ranked.confusions(pictures),
-        "looks": _looks(ranked, chosen, evaluator, model),
+        "looks": _looks(ranked, chosen, evaluator, model, test.known_cameras) if whole else [],
     }
 
 
-def _looks(ranked: Ranked, chosen: NDArray[np.int64], evaluator: Evaluator, model: Model) -> list[dict[str, Any]]:
+def _looks(
+    ranked: Ranked, chosen: NDArray[np.int64], evaluator: Evaluator, model: Model, cameras: bool
+) -> list[dict[str, Any]]:
     """Return pairs of a query and what it found first, three quarters of them wrong, and what makes them similar."""
     wrong = [number for number in chosen.tolist() if ranked.rankings.first_wrong[number] >= 0]
     right = [number for number in chosen.tolist() if ranked.rankings.first_wrong[number] < 0]
@@ -188,7 +224,10 @@ def _looks(ranked: Ranked, chosen: NDArray[np.int64], evaluator: Evaluator, mode
             sides = [torch.stack([resize(read_image(sample)) for sample in side]) for side in samples]
         except DataError:  # which the page says of the picture
             continue
-        heats = similarity_maps(model, *(side.to(evaluator.device) for side in sides))
+        told = torch.tensor([sample.camera for side in samples for sample in side], device=evaluator.device)
+        heats = similarity_maps(
+            model, sides[0].to(evaluator.device), sides[1].to(evaluator.device), told if cameras else None
+        )
         for place, number in enumerate(numbers[some]):
             pair = []
             for of_side, images, heat in zip(samples, sides, heats, strict=True):
@@ -201,7 +240,9 @@ def _looks(ranked: Ranked, chosen: NDArray[np.int64], evaluator: Evaluator, mode
 
 def _map(test: Test, gallery: Features, evaluator: Evaluator, pictures: Pictures) -> dict[str, Any]:
     """Return images of the gallery and where on a plane they are."""
-    chosen = chosen_images(np.asarray(gallery.identities))
+    names = [sample.name for sample in test.splits.gallery]
+    once = np.unique(names, return_index=True)[1]  # of pairs an image may be in several
+    chosen = np.sort(once)[chosen_images(np.asarray(gallery.identities)[np.sort(once)])]
     evaluator.progress(f"{test.label}: map of the embeddings", 0, 0)
     flat = places(gallery.embeddings[chosen], evaluator.options.distance)
     samples = [test.splits.gallery[number] for number in chosen.tolist()]
@@ -211,7 +252,7 @@ def _map(test: Test, gallery: Features, evaluator: Evaluator, pictures: Pictures
         "identities": [sample.identity for sample in samples],
         "cameras": [sample.camera for sample in samples],
         "pictures": [pictures.number(sample) for sample in samples],
-        "of": len(gallery),
+        "of": len(once),
     }
 
 
@@ -231,7 +272,7 @@ def _facts(
     if epochs:
         seconds = sum(event["seconds"] for event in epochs)
         facts.append(("training", f"{duration(seconds)} for {epochs[-1]['epoch']} epochs, {epochs[-1]['step']} steps"))
-    for start in [event for event in events if event["kind"] == "start"][-1:]:
+    for start in [event for event in events if event["kind"] == "start"][:1]:
         facts += [(name, str(start[name])) for name in ("began", "machine", "device", "system") if name in start]
     versions = recipe.get("versions", {})
     if versions:

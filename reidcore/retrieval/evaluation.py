@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,7 @@ def evaluate(
     seed: int = 0,
     device: torch.device | str | None = None,
     catalog: Catalog | None = None,
+    done: Callable[[int], None] = lambda count: None,
 ) -> Result:
     """Rank the gallery for every query and judge the rankings.
 
@@ -89,7 +90,7 @@ def evaluate(
     built parts; protocol: see `reidcore.retrieval.protocol`; "verification" compares each query with the gallery image
     of the same row, and has figures of its own; intervals: whether to compute them, by bootstrap over query identities;
     seed: of all that is drawn at random; device: where distances are computed, by default the CPU; catalog: where names
-    are looked up, by default all that is installed.
+    are looked up, by default all that is installed; done: told how many queries are ranked, of each repeat anew.
 
     Raises DataError if no query has a match, ContractError for parts that do not fit, and ReidError for
     features that are unsound and for unknown names.
@@ -110,7 +111,7 @@ def evaluate(
         judged = []
         for trial in trials(problem, seed):
             _check_extras(trial.judges[0], chain)
-            judged += [(evolve(trial, judges=()), states) for states in _judge(trial, parts, chain)]
+            judged += [(evolve(trial, judges=()), states) for states in _judge(trial, parts, chain, done)]
     figures = [_figures(states) for _, states in judged]
     resampled: dict[str, NDArray[np.float64]] = {}
     drawn = 0
@@ -144,7 +145,7 @@ def _question(problem: Problem, seed: int) -> str:
     return found.hexdigest()
 
 
-def _judge(trial: Trial, parts: Sequence[Any], chain: Sequence[Any]) -> list[list[Any]]:
+def _judge(trial: Trial, parts: Sequence[Any], chain: Sequence[Any], done: Callable[[int], None]) -> list[list[Any]]:
     """Return the metrics' states of each of the trial's judges."""
     tallies = [[part.start(judge) for part in parts] for judge in trial.judges]
     final = Final.of(trial.judges[0], chain, BLOCK_BYTES)
@@ -153,6 +154,7 @@ def _judge(trial: Trial, parts: Sequence[Any], chain: Sequence[Any]) -> list[lis
             block = judge.block(rows, distances, final.rounded)
             for state in states:
                 state.update(block)
+        done(rows.stop)
         del distances, block  # before there are others
     return tallies
 

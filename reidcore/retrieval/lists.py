@@ -5,7 +5,7 @@ Q G: queries and gallery; k: images that are listed; m: matches that come later.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,6 +73,7 @@ class Rankings:
         seed: int = 0,
         device: torch.device | str | None = None,
         catalog: Catalog | None = None,
+        done: Callable[[int], None] = lambda count: None,
     ) -> Rankings:
         """Rank the gallery for every query. Arguments and errors are those of `evaluate`, verification excepted."""
         problem = Problem(query, gallery, protocol, distance, device)
@@ -92,13 +93,15 @@ class Rankings:
                     for pairs in (block.match_pairs, block.junk_pairs):
                         others[pairs.images[pairs.starts[place] : pairs.starts[place + 1]]] = np.inf
                     wrong[rows.start + place] = np.argmin(others)
+            done(rows.stop)
             del distances, block  # before there are others
         return cls(judge.query, judge.gallery, precisions, wrong, judge, final)
 
     def lists(self, queries: Sequence[int] | NDArray[np.int64], k: int = 10) -> list[RankList]:
         """Return the rankings of some queries, in their order: the first `k` images, and the matches after these."""
-        rows = dict(self._rows(np.unique(np.asarray(queries, dtype=np.int64))))
-        return [self._list(int(number), rows[number], k) for number in queries]
+        rows = self._rows(np.unique(np.asarray(queries, dtype=np.int64)))
+        found = {number: self._list(number, distances, k) for number, distances in rows}
+        return [found[int(number)] for number in queries]
 
     def _rows(self, queries: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield some queries, which ascend, with their exact distances."""
