@@ -89,15 +89,26 @@ def run(
     """Train and evaluate a recipe in a new run folder, or go on in the one that is there (`resume`). Recipes that it
     needs are run first.
 
-    Raises ReidError, always with what to do; what was trained so far stays in the run folder.
+    The processes that torchrun starts, and that each call this, make one run. One that torchrun started anew goes on.
+
+    Raises ReidError, always with what to do; what was trained so far stays in the run folder. Of several processes one
+    raises it, and the others SystemExit.
     """
+    with joined() as world:
+        return _run(recipe, resume or restarted(), console, quiet, world)
+
+
+def _run(
+    recipe: Loaded | str | Path | Mapping[str, Any], resume: bool, console: Console | None, quiet: bool, world: World
+) -> Finished:
     loaded = recipe if isinstance(recipe, Loaded) else load_recipe(recipe)
     if others := missing(loaded):
         foresee([*others, loaded], resume)
     for other in others:
         run(other, resume=resume, console=console, quiet=quiet)
     folder = run_folder(loaded, resume)
-    terminal = Terminal(console or make_console(stderr=True), quiet)
+    console = (console or make_console(stderr=True)) if world.main else Console(quiet=True)
+    terminal = Terminal(console, quiet)
     changes = _changes(folder, loaded)
     finished = (folder / RESULTS).is_file()
     if finished and changes:
@@ -112,17 +123,21 @@ def run(
     for note in (*data.notes, *notes, *([f"changed since the run began: {changes}"] if changes else [])):
         terminal.warn(note)
     if not finished:
-        _train(loaded, data, folder, terminal, resume)
+        _train(loaded, data, folder, terminal, resume, world)
     results, before = (_read_metrics(folder / name) for name in (RESULTS, BEFORE))
     kept = load_results(folder) if (folder / RESULTS_FILE).is_file() else {}
     return Finished(folder, results, before, queries, kept)
 
 
-def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume: bool) -> None:
-    """Train, evaluate and export in the run folder, which is not touched before everything is known to fit."""
+def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume: bool, world: World) -> None:
+    """Train, evaluate and export in the run folder, which is not touched before everything is known to fit.
+
+    Of several processes only the main one writes.
+    """
     recipe = loaded.recipe
-    require_images(data)
-    evaluator = evolve(make_evaluator(recipe, folder), progress=terminal)
+    if world.main:
+        require_images(data)
+    evaluator = evolve(make_evaluator(recipe, folder, world), progress=terminal)
     holdout_evaluator = evolve(evaluator, metrics=(loaded.catalog.build("metric", "core:map"),))
     done: dict[int, dict[str, Result]] = {}
 
@@ -133,7 +148,8 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
             return None
         return _evaluate(run_, holdout_evaluator, model, [data.holdout], epoch)[data.holdout.label]["mAP"]
 
-    run_ = assemble(evolve(loaded, recipe=unweighted(recipe)) if recipe.run.init else loaded, data, folder, score)
+    started_as = evolve(loaded, recipe=unweighted(recipe)) if recipe.run.init else loaded
+    run_ = assemble(started_as, data, folder, score, world)
     taken = None
     if recipe.run.init and not (resume and checkpoints(folder)):
         taken = load_fitting(run_.model, find_init(recipe.run.init))

@@ -172,11 +172,6 @@ def collapse(labels: Labels) -> str:
     return "they collapsed into one cluster" if sizes.max() > COLLAPSED * sizes.sum() else ""
 
 
-def seed(epoch: int) -> int:
-    """Return the seed of a round's clustering, another one for another run's seed."""
-    return torch.initial_seed() + epoch
-
-
 def without_cameras(x: NDArray[np.float32], cameras: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return (N, D) features less the mean of those by the same camera, or of all where it took fewer than 16."""
     centred = x - x.mean(axis=0)
