@@ -39,6 +39,7 @@ from reidcore.builtin.modules.transforms import Resize
 from reidcore.catalog import Catalog, discover
 from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, save_tensors
 from reidcore.data import read_image
+from reidcore.distributed import joined, restarted, wait
 from reidcore.errors import ContractError, DataError, RecipeError, ReidError, RunError, offer, os_message
 from reidcore.export import About, ArtifactModel, Exported, export, open_artifact
 from reidcore.features import KeptFeatures
@@ -59,7 +60,7 @@ from reidcore.retrieval.evaluation import Result
 from reidcore.retrieval.postprocess import chooses
 from reidcore.retrieval.store import EmbeddingWriter
 from reidcore.structure import component_of
-from reidcore.types import Sample
+from reidcore.types import ALONE, Sample, World
 
 _PLACE = re.compile(r"(test\.\d+\.(root|file|pairs)|train\.\d+\.(root|file)|run\.device|input\.workers)=")
 RESULTS, BEFORE = "metrics.json", "metrics-before.json"
@@ -124,6 +125,7 @@ def _run(
         terminal.warn(note)
     if not finished:
         _train(loaded, data, folder, terminal, resume, world)
+        wait(world)
     results, before = (_read_metrics(folder / name) for name in (RESULTS, BEFORE))
     kept = load_results(folder) if (folder / RESULTS_FILE).is_file() else {}
     return Finished(folder, results, before, queries, kept)
@@ -157,26 +159,17 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         terminal.note(f"{len(data.targets)} images of the target are looked at first")
     prepare(run_, resume)
     exporters = [part.build() for part in recipe.export]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(os_message(error, "make the run folder", folder)) from None
-    begun = (folder / RECIPE).exists()
-    _write(folder / RECIPE, fill(loaded, versions(loaded)))
-    loggers: list[Logger] = [JsonLines(folder / "log.jsonl"), terminal]
-    try:
-        loggers += [part.build(folder) for part in recipe.logger]
-    except ReidError:
-        if not begun:  # nothing stands in the way of trying again
-            (folder / RECIPE).unlink()
-        raise
+    wait(world)  # all have looked at what is there
+    loggers = _make_folder(loaded, folder, terminal) if world.main else []
     run_.loggers = loggers
     unlabelled = f" and {len(data.targets)} of the target" if data.targets else ""
     terminal.note(
         f"{len(data.train.samples)} images of {data.classes} identities{unlabelled} on {run_.device}"
+        f"{f' in {world.size} processes' if world.size > 1 else ''}"
         f"{' in bfloat16' if run_.precision == torch.bfloat16 else ''}; run folder {folder}"
     )
-    run_.log(kind="start", began=datetime.now().astimezone().isoformat(" ", "seconds"), **describe(run_.device))
+    machine = describe(run_.device) | ({"processes": world.size} if world.size > 1 else {})
+    run_.log(kind="start", began=datetime.now().astimezone().isoformat(" ", "seconds"), **machine)
     if taken:
         run_.log(kind="init", run=str(recipe.run.init), **asdict(taken))
         here = taken.loaded + len(taken.only_here) + len(taken.reshaped)
@@ -184,16 +177,23 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         terminal.note("\n  ".join([started, *taken.misfits()]))
     with _reported(run_, loggers):
         if recipe.evaluation.before and not run_.step and not (folder / BEFORE).is_file():
-            _write_metrics(folder / BEFORE, _evaluate(run_, evaluator, run_.model, data.tests, 0, data.holdout))
+            before = _evaluate(run_, evaluator, run_.model, data.tests, 0, data.holdout)
+            if world.main:
+                _write_metrics(folder / BEFORE, before)
         with _interruptible(run_):
             model = fit(run_, resume)
         classes = run_.classes if run_.identities is None else list(run_.identities)
-        save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": classes})
+        keeping = evaluator
+        if world.main:
+            save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": classes})
+            keeping = _keeping(evaluator, loaded, folder)
         epoch = run_.best_epoch or run_.epoch
-        keeping = _keeping(evaluator, loaded, folder)
         results = done.get(epoch) or _evaluate(run_, keeping, model, data.tests, epoch, data.holdout)
-        save_results(folder, results)
-        _write_metrics(folder / RESULTS, results)
+        if world.main:
+            save_results(folder, results)
+            _write_metrics(folder / RESULTS, results)
+    if not world.main:
+        return
     images = _examples(loaded, data.train.samples or data.targets) if exporters else np.empty(0, np.uint8)
     failed = []
     for position, exporter in enumerate(exporters):
@@ -204,12 +204,30 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         except (ContractError, RunError) as error:
             failed.append(str(error))
     if recipe.run.report:
-        page = write_report(folder, keeping, model, data.tests, data.holdout)
+        page = write_report(folder, evolve(keeping, world=ALONE), model, data.tests, data.holdout)
         terminal.close()
         terminal.note(f"report: {page}")
     if failed:
         again = f"the run is finished; to export it again: reidcore export {folder} --to NAME"
         raise RunError("\n".join([*failed, again]))
+
+
+def _make_folder(loaded: Loaded, folder: Path, terminal: Terminal) -> list[Logger]:
+    """Make the run folder with its recipe, and return what the run's events go to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(os_message(error, "make the run folder", folder)) from None
+    begun = (folder / RECIPE).exists()
+    _write(folder / RECIPE, fill(loaded, versions(loaded)))
+    loggers: list[Logger] = [JsonLines(folder / "log.jsonl"), terminal]
+    try:
+        loggers += [part.build(folder) for part in loaded.recipe.logger]
+    except ReidError:
+        if not begun:  # nothing stands in the way of trying again
+            (folder / RECIPE).unlink()
+        raise
+    return loggers
 
 
 def evaluate_run(

@@ -20,7 +20,7 @@ from torch import nn
 from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import WEIGHTS, find_init
 from reidcore.data import Loader
-from reidcore.distributed import average_norms, of_main
+from reidcore.distributed import average_norms, of_main, synchronise_norms
 from reidcore.errors import ContractError, DataError, ReidError, RunError, offer
 from reidcore.features import KeptFeatures, room_for
 from reidcore.kinds import Loss, Sampler, SamplerConfig, TransformConfig
@@ -352,7 +352,9 @@ def find_device(name: str, world: World = ALONE) -> torch.device:
         raise RunError(f"run.device: found '{name}', but torch sees {there} CUDA devices here; write device = \"auto\"")
     if world.size > 1 and device.type == "cuda":
         if device.index is not None:
-            raise RunError(f"run.device: found '{name}', but every process has a GPU of its own; write device = \"cuda\"")
+            raise RunError(
+                f"run.device: found '{name}', but every process has a GPU of its own; write device = \"cuda\""
+            )
         if world.local >= (there := torch.cuda.device_count()):
             raise RunError(
                 f"more than {there} processes on this machine, and torch sees {there} CUDA devices here: every process "
@@ -527,7 +529,7 @@ class Evaluator:
         """
         whole = extract_whole(model, samples, extras=(), world=self.world, **self._reading())
         average_norms([model], self.world)
-        return of_main(whole, self.world)
+        return of_main(whole, self.world)  # type: ignore[return-value]
 
     def stream(self, model: nn.Module, samples: Sequence[Sample]) -> Iterator[NDArray[np.float32]]:
         """Yield the (B, D) embeddings of samples in order, a batch at a time."""
@@ -591,6 +593,13 @@ def assemble(
         load_frozen, device=device, precision=precision, train=recipe.train, plugin_files=loaded.plugin_files
     )
     losses = build_losses(recipe, model, data.classes, world, identities=data.identities, frozen=frozen).to(device)
+    if recipe.training.sync_batch_norm:
+        for module in (model, losses):
+            synchronise_norms(module, world, device)
+    if world.rank:  # chance, dropout's for one, is another in each process
+        torch.manual_seed(
+            int(np.random.SeedSequence([recipe.run.seed, world.rank]).generate_state(1, np.uint64)[0] >> 1)
+        )
 
     def make_loader(stream: Stream) -> Loader:
         sampler = build_sampler(recipe.sampler, stream, recipe.run.seed)

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from attrs import evolve
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reidcore.errors import RunError
@@ -51,7 +52,7 @@ def joined() -> Iterator[World]:
     if dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size(), local)
         return
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     world = World(rank, size, local)
@@ -126,7 +127,7 @@ def _together(tensors: Iterable[Tensor], send: Callable[[Tensor], object]) -> No
         if bucket:
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             send(flat)
-            for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(part.view_as(tensor))
             bucket.clear()
 
@@ -165,8 +166,10 @@ def average_norms(modules: Iterable[nn.Module], world: World) -> None:
     kept = [x for norm in norms for x in (norm.running_mean, norm.running_var) if x is not None]
 
     def mean(flat: Tensor) -> None:
-        dist.all_reduce(flat)
-        flat /= world.size
+        main = flat.clone()
+        dist.broadcast(main, src=0)
+        dist.all_reduce(flat.sub_(main))
+        flat.div_(world.size).add_(main)  # what is equal stays as it is, to the last digit
 
     _together(kept, mean)
 
@@ -177,6 +180,55 @@ def spread(modules: Iterable[nn.Module], world: World) -> None:
     if world.size > 1:
         tensors = (x for module in modules for x in (*module.parameters(), *module.buffers()))
         _together(tensors, lambda flat: dist.broadcast(flat, src=0))
+
+
+def synchronise_norms(module: nn.Module, world: World, device: torch.device) -> None:
+    """Replace a module's batch norms by those whose statistics in training are of the batch of all processes."""
+    if world.size > 1 and device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    elif world.size > 1:
+        for parent in list(module.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, _BatchNorm):
+                    norm = SyncBatchNorm.__new__(SyncBatchNorm)
+                    norm.__dict__.update(child.__dict__, world=world)
+                    setattr(parent, name, norm)
+
+
+class SyncBatchNorm(_BatchNorm):
+    """What torch's class of this name, which is for GPUs only, does on a CPU. Shapes are (N, C) or (N, C, ...)."""
+
+    world: World
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (N, C, ...) values, normalised by the mean and variance of each channel."""
+        if not self.training:
+            return super().forward(input)
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        over = [axis for axis in range(x.dim()) if axis != 1]
+        variance, mean = torch.var_mean(x, over, correction=0)
+        own = torch.cat([mean, variance, mean.new_tensor([x.numel() / x.shape[1]])])
+        means, variances, counts = torch.split(gather_rows(own[None], self.world), [len(mean), len(mean), 1], 1)
+        count = counts.sum()
+        mean = (counts * means).sum(0) / count
+        variance = (counts * (variances + (means - mean).square())).sum(0) / count
+        self._follow(mean.detach(), variance.detach() * count / (count - 1))
+        scale = (variance + self.eps).rsqrt() * (1 if self.weight is None else self.weight)
+        shift = (0 if self.bias is None else self.bias) - mean * scale
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        return (x * scale.view(shape) + shift.view(shape)).to(input.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
 def gather_rows(x: Tensor, world: World) -> Tensor:

@@ -238,8 +238,8 @@ def _require_agreement(run: Run, streams: Mapping[str, Stream]) -> None:
     own = {name: zlib.crc32(np.ascontiguousarray(stream.labels).tobytes()) for name, stream in streams.items()}
     if any(other != own for other in of_all(own, run.world)):
         raise RunError(
-            f"the processes made different labels for epoch {run.epoch + 1}: the task draws them at random, or computes "
-            "them in another order; train in one process"
+            f"the processes made different labels for epoch {run.epoch + 1}: the task draws them at random, or adds up "
+            "in another order; train in one process"
         )
 
 
@@ -349,6 +349,7 @@ def _tell(run: Run, event: str) -> None:
 
 def _stop_if(stop: bool, run: Run) -> None:
     if stop:
+        run.interrupted = True
         raise RunError(f"stopped at step {run.step}; go on with --resume")
 
 
@@ -436,7 +437,8 @@ def _together(run: Run) -> Iterator[tuple[dict[str, Batch], int]]:
         failures, *all_of = add([failed is not None, *own], run.world)
         if failures or batches is None:
             save(run)
-            raise failed or Elsewhere("another process had an error")
+            said = of_all(failed and str(failed), run.world)
+            raise failed or Elsewhere(next(text for text in said if text))
         shared = [evolve(batch, share=len(batch.labels) / n) for batch, n in zip(batches, all_of, strict=True)]
         yield dict(zip(names, shared, strict=True)), int(sum(all_of))
 

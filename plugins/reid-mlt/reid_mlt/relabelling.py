@@ -87,6 +87,11 @@ class Relabelling:
                     f"loss.{position}: it depends on what each class is, and clusters are others in every round; the "
                     f'task "{name}" cannot use it'
                 )
+        if self.adapt_norm and run.options.sync_batch_norm:
+            raise ContractError(
+                f'the task "{name}" adapts norm layers in each process by itself; write adapt_norm = false in [task], '
+                "or sync_batch_norm = false in [training]"
+            )
         self.clustering.require(len(run.targets))
         self.run = run
 
