@@ -66,6 +66,7 @@ def joined() -> Iterator[World]:
             time.sleep(1)  # a process that ends has the others ended, and one of them is about to say why
             raise SystemExit(2) from None
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
+            time.sleep(3)  # a launcher that sees processes end says more, and ends this one
             raise RunError(
                 "another process of the run ended without a word; it was killed, or there was no memory left. Go on "
                 "with --resume"
@@ -185,7 +186,7 @@ def spread(modules: Iterable[nn.Module], world: World) -> None:
 def synchronise_norms(module: nn.Module, world: World, device: torch.device) -> None:
     """Replace a module's batch norms by those whose statistics in training are of the batch of all processes."""
     if world.size > 1 and device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     elif world.size > 1:
         for parent in list(module.modules()):
             for name, child in parent.named_children():

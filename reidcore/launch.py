@@ -27,7 +27,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     # they would all take all cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # to finish a step, and write a checkpoint
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable()  # what went wrong is said once, and not by the launcher's log
     options = ["--standalone", "--nproc-per-node", str(processes), "--module", "reidcore", *arguments]
     try:
         run(get_args_parser().parse_args(options))  # type: ignore[no-untyped-call]
@@ -41,4 +41,6 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         return failure.exitcode
     except SignalException as error:  # heard by all
         return 2 if error.sigval == signal.SIGINT else 128 + int(error.sigval)
+    finally:
+        logging.disable(logging.NOTSET)
     return 0
