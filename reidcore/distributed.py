@@ -53,6 +53,10 @@ def joined() -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size(), local)
         return
     store, rank, size = next(rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
+        # torchrun's store outlives those who were ended, whose addresses are in it; machines count restarts differently
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     world = World(rank, size, local)
@@ -86,7 +90,7 @@ def _first(store: Any) -> bool:
 
 def restarted() -> bool:
     """Return whether torchrun started this process anew, after one had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def add(values: Sequence[float], world: World) -> list[float]:
