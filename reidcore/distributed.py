@@ -52,7 +52,12 @@ def joined() -> Iterator[World]:
     if dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size(), local)
         return
-    store, rank, size = next(rendezvous("env://"))
+    try:
+        store, rank, size = next(rendezvous("env://"))
+    except (ValueError, dist.DistError) as error:
+        raise RunError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but there are no others to be found: {error}"
+        ) from None
     if os.environ.get("LOCAL_WORLD_SIZE") == str(size):
         # torchrun's store outlives those who were ended, whose addresses are in it; machines count restarts differently
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -66,8 +71,12 @@ def joined() -> Iterator[World]:
                 warnings.simplefilter("ignore")
             yield world
     except (Exception, KeyboardInterrupt) as error:
+        # A process that ends has the others ended by their launcher. So the one that has something to say ends first;
+        # of an error that all have it is the main one, which has loggers to close.
+        if not world.main:
+            time.sleep(1)
         if isinstance(error, Elsewhere) or not _first(store):
-            time.sleep(1)  # a process that ends has the others ended, and one of them is about to say why
+            time.sleep(5)
             raise SystemExit(2) from None
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             time.sleep(3)  # a launcher that sees processes end says more, and ends this one

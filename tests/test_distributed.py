@@ -587,6 +587,20 @@ def test_a_number_of_processes_below_one_is_refused(count, toy_recipe, reidcore)
     assert (status, err) == (2, f"--processes: found {count}; expected at least 1\n")
 
 
+def test_another_number_than_torchruns_is_refused(toy_recipe, reidcore, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    status, _, err = reidcore("run", toy_recipe, "--processes=3")
+    assert (status, err) == (2, "--processes: found 3, but there are 1 by torchrun; leave it out\n")
+
+
+def test_an_environment_that_says_half_is_an_error(toy_recipe, reidcore, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = reidcore("run", toy_recipe)
+    assert status == 2
+    assert err.startswith("WORLD_SIZE is 2, but there are no others to be found")
+    assert "RANK" in err
+
+
 @pytest.mark.slow
 def test_torchrun_starts_a_run_anew_that_goes_on_by_itself(run, toy_recipe):
     torchrun = [*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "1"]

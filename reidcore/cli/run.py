@@ -41,11 +41,13 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def main(options: Namespace) -> int:
     """Run the recipe, once or once a seed, in one process or in several, and print what came out."""
-    if options.processes is not None and "WORLD_SIZE" not in os.environ:
+    if options.processes is not None and "RANK" not in os.environ:
         return launch(options.arguments, options.processes)
     with joined() as world:
         if options.processes not in (None, world.size):
-            raise RunError(f"--processes: found {options.processes}, but torchrun started {world.size}; leave it out")
+            raise RunError(
+                f"--processes: found {options.processes}, but there are {world.size} by torchrun; leave it out"
+            )
         return _run(options, world)
 
 
