@@ -428,8 +428,9 @@ def test_two_processes_have_the_labels_and_losses_of_one(tmp_path):
     recipe = tiny_recipe(tmp_path)
     sets = ", ".join(f"{{name='folder', root='{tmp_path / 'toy'}'{role}}}" for role in ("", ", role='target'"))
     overrides = (
-        *(f"train=[{sets}]", LOSSES, MLT.replace("every=2", "every=1, adapt_norm=false")),
-        *("training.sync_batch_norm=true", "training.ema=0.9", "optimizer={name='sgd', lr=0.01}"),
+        *(f"train=[{sets}]", "loss=[{name='cross-entropy'}, {name='triplet', soft=true}]", "training.ema=0.9"),
+        *(MLT.replace("every=2", "every=1, adapt_norm=false"), "training.sync_batch_norm=true"),
+        "optimizer={name='sgd', lr=0.001}",
     )
     found = []
     for count in (1, 2):
