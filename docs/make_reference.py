@@ -37,6 +37,7 @@ GUIDES = {
     "new-plugin": "[Plugins](../plugins.md#a-package)",
     "data": "[Train on your own folder](../own-images.md)",
     "evaluate": "[Evaluation](../evaluation.md)",
+    "report": "[Look at a run](../reports.md)",
     "export": "[Deployment](../deployment.md)",
     "import": "[Coming from FastReID](../from-fastreid.md)",
     "compare": "[Evaluation](../evaluation.md#is-the-difference-more-than-chance)",
