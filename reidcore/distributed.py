@@ -76,7 +76,7 @@ def joined() -> Iterator[World]:
         if not world.main:
             time.sleep(1)
         if isinstance(error, Elsewhere) or not _first(store):
-            time.sleep(5)
+            time.sleep(3 if isinstance(error, Elsewhere) else 1)
             raise SystemExit(2) from None
         if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
             time.sleep(3)  # a launcher that sees processes end says more, and ends this one
