@@ -25,7 +25,7 @@ BLOCK = re.compile(
     r"(?P<fails><!-- fails -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$|^<!-- stand-in\n(?P<code>.*?)^-->$",
     re.DOTALL | re.MULTILINE,
 )
-PAGES = [page for page in sorted(DOCS.rglob("*.md")) if BLOCK.search(page.read_text())]
+PAGES = [page for page in (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))) if BLOCK.search(page.read_text())]
 NOT_RUN = {"start.md": 1, "own-images.md": 1, "deployment.md": 1, "from-torchreid.md": 1}
 """How many blocks of each page show what cannot be run here."""
 
@@ -175,7 +175,7 @@ def seen(text: str) -> str:
     return re.sub(r"(# )(\d+|-) (\d+|-) \S+/\S+\.\w+", r"\1found", text)  # whom a search found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS).with_suffix("").as_posix())
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(DOCS.parent).with_suffix("").as_posix())
 def test_what_a_page_says_can_be_done(page, tmp_path, monkeypatch):
     Reader(tmp_path, monkeypatch).read(page)
 
