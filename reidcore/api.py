@@ -40,6 +40,7 @@ from reidcore.builtin.modules.transforms import Resize
 from reidcore.catalog import Catalog, discover
 from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, save_tensors
 from reidcore.data import read_image
+from reidcore.distributed import joined, restarted, wait
 from reidcore.errors import ContractError, DataError, RecipeError, ReidError, RunError, offer, os_message
 from reidcore.export import About, ArtifactModel, Exported, export, open_artifact
 from reidcore.features import KeptFeatures
@@ -60,7 +61,7 @@ from reidcore.retrieval.evaluation import Result
 from reidcore.retrieval.postprocess import chooses
 from reidcore.retrieval.store import EmbeddingWriter
 from reidcore.structure import component_of
-from reidcore.types import Sample
+from reidcore.types import ALONE, Sample, World
 
 _PLACE = re.compile(r"(test\.\d+\.(root|file|pairs)|train\.\d+\.(root|file)|run\.device|input\.workers)=")
 RESULTS, BEFORE = "metrics.json", "metrics-before.json"
@@ -90,15 +91,26 @@ def run(
     """Train and evaluate a recipe in a new run folder, or go on in the one that is there (`resume`). Recipes that it
     needs are run first.
 
-    Raises ReidError, always with what to do; what was trained so far stays in the run folder.
+    The processes that torchrun starts, and that each call this, make one run. One that torchrun started anew goes on.
+
+    Raises ReidError, always with what to do; what was trained so far stays in the run folder. Of several processes one
+    raises it, and the others SystemExit.
     """
+    with joined() as world:
+        return _run(recipe, resume or restarted(), console, quiet, world)
+
+
+def _run(
+    recipe: Loaded | str | Path | Mapping[str, Any], resume: bool, console: Console | None, quiet: bool, world: World
+) -> Finished:
     loaded = recipe if isinstance(recipe, Loaded) else load_recipe(recipe)
     if others := missing(loaded):
         foresee([*others, loaded], resume)
     for other in others:
         run(other, resume=resume, console=console, quiet=quiet)
     folder = run_folder(loaded, resume)
-    terminal = Terminal(console or make_console(stderr=True), quiet)
+    console = (console or make_console(stderr=True)) if world.main else Console(quiet=True)
+    terminal = Terminal(console, quiet)
     changes = _changes(folder, loaded)
     finished = (folder / RESULTS).is_file()
     if finished and changes:
@@ -113,17 +125,22 @@ def run(
     for note in (*data.notes, *notes, *([f"changed since the run began: {changes}"] if changes else [])):
         terminal.warn(note)
     if not finished:
-        _train(loaded, data, folder, terminal, resume)
+        _train(loaded, data, folder, terminal, resume, world)
+        wait(world)
     results, before = (_read_metrics(folder / name) for name in (RESULTS, BEFORE))
     kept = load_results(folder) if (folder / RESULTS_FILE).is_file() else {}
     return Finished(folder, results, before, queries, kept)
 
 
-def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume: bool) -> None:
-    """Train, evaluate and export in the run folder, which is not touched before everything is known to fit."""
+def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume: bool, world: World) -> None:
+    """Train, evaluate and export in the run folder, which is not touched before everything is known to fit.
+
+    Of several processes only the main one writes.
+    """
     recipe = loaded.recipe
-    require_images(data)
-    evaluator = evolve(make_evaluator(recipe, folder), progress=terminal)
+    if world.main:
+        require_images(data)
+    evaluator = evolve(make_evaluator(recipe, folder, world), progress=terminal)
     holdout_evaluator = evolve(evaluator, metrics=(loaded.catalog.build("metric", "core:map"),))
     done: dict[int, dict[str, Result]] = {}
 
@@ -134,7 +151,8 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
             return None
         return _evaluate(run_, holdout_evaluator, model, [data.holdout], epoch)[data.holdout.label]["mAP"]
 
-    run_ = assemble(evolve(loaded, recipe=unweighted(recipe)) if recipe.run.init else loaded, data, folder, score)
+    started_as = evolve(loaded, recipe=unweighted(recipe)) if recipe.run.init else loaded
+    run_ = assemble(started_as, data, folder, score, world)
     taken = None
     if recipe.run.init and not (resume and checkpoints(folder)):
         taken = load_fitting(run_.model, find_init(recipe.run.init))
@@ -142,26 +160,17 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         terminal.note(f"{len(data.targets)} images of the target are looked at first")
     prepare(run_, resume)
     exporters = [part.build() for part in recipe.export]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(os_message(error, "make the run folder", folder)) from None
-    begun = (folder / RECIPE).exists()
-    _write(folder / RECIPE, fill(loaded, versions(loaded)))
-    loggers: list[Logger] = [JsonLines(folder / "log.jsonl"), terminal]
-    try:
-        loggers += [part.build(folder) for part in recipe.logger]
-    except ReidError:
-        if not begun:  # nothing stands in the way of trying again
-            (folder / RECIPE).unlink()
-        raise
+    wait(world)  # all have looked at what is there
+    loggers = _make_folder(loaded, folder, terminal) if world.main else []
     run_.loggers = loggers
     unlabelled = f" and {len(data.targets)} of the target" if data.targets else ""
     terminal.note(
         f"{len(data.train.samples)} images of {data.classes} identities{unlabelled} on {run_.device}"
+        f"{f' in {world.size} processes' if world.size > 1 else ''}"
         f"{' in bfloat16' if run_.precision == torch.bfloat16 else ''}; run folder {folder}"
     )
-    run_.log(kind="start", began=datetime.now().astimezone().isoformat(" ", "seconds"), **describe(run_.device))
+    machine = describe(run_.device) | ({"processes": world.size} if world.size > 1 else {})
+    run_.log(kind="start", began=datetime.now().astimezone().isoformat(" ", "seconds"), **machine)
     if taken:
         run_.log(kind="init", run=str(recipe.run.init), **asdict(taken))
         here = taken.loaded + len(taken.only_here) + len(taken.reshaped)
@@ -169,16 +178,23 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         terminal.note("\n  ".join([started, *taken.misfits()]))
     with _reported(run_, loggers):
         if recipe.evaluation.before and not run_.step and not (folder / BEFORE).is_file():
-            _write_metrics(folder / BEFORE, _evaluate(run_, evaluator, run_.model, data.tests, 0, data.holdout))
+            before = _evaluate(run_, evaluator, run_.model, data.tests, 0, data.holdout)
+            if world.main:
+                _write_metrics(folder / BEFORE, before)
         with _interruptible(run_):
             model = fit(run_, resume)
         classes = run_.classes if run_.identities is None else list(run_.identities)
-        save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": classes})
+        keeping = evaluator
+        if world.main:
+            save_tensors(folder / WEIGHTS, model.state_dict(), {"classes": classes})
+            keeping = _keeping(evaluator, loaded, folder)
         epoch = run_.best_epoch or run_.epoch
-        keeping = _keeping(evaluator, loaded, folder)
         results = done.get(epoch) or _evaluate(run_, keeping, model, data.tests, epoch, data.holdout)
-        save_results(folder, results)
-        _write_metrics(folder / RESULTS, results)
+        if world.main:
+            save_results(folder, results)
+            _write_metrics(folder / RESULTS, results)
+    if not world.main:
+        return
     images = _examples(loaded, data.train.samples or data.targets) if exporters else np.empty(0, np.uint8)
     failed = []
     for position, exporter in enumerate(exporters):
@@ -192,12 +208,31 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         failed.append(f"the run is finished; to export it again: reidcore export {folder} --to NAME")
     if recipe.run.report:
         try:
-            terminal.note(f"report: {write_report(folder, keeping, model, data.tests, data.holdout)}")
+            page = write_report(folder, evolve(keeping, world=ALONE), model, data.tests, data.holdout)
+            terminal.note(f"report: {page}")
         except ReidError as error:
             failed += [str(error), f"the run is finished; to write its report: reidcore report {folder}"]
         terminal.close()
     if failed:
         raise RunError("\n".join(failed))
+
+
+def _make_folder(loaded: Loaded, folder: Path, terminal: Terminal) -> list[Logger]:
+    """Make the run folder with its recipe, and return what the run's events go to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(os_message(error, "make the run folder", folder)) from None
+    begun = (folder / RECIPE).exists()
+    _write(folder / RECIPE, fill(loaded, versions(loaded)))
+    loggers: list[Logger] = [JsonLines(folder / "log.jsonl"), terminal]
+    try:
+        loggers += [part.build(folder) for part in loaded.recipe.logger]
+    except ReidError:
+        if not begun:  # nothing stands in the way of trying again
+            (folder / RECIPE).unlink()
+        raise
+    return loggers
 
 
 def evaluate_run(

@@ -20,6 +20,7 @@ from torch import nn
 from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import WEIGHTS, find_init
 from reidcore.data import Loader
+from reidcore.distributed import average_norms, of_main, synchronise_norms
 from reidcore.errors import ContractError, DataError, ReidError, RunError, offer
 from reidcore.features import KeptFeatures, room_for
 from reidcore.kinds import Loss, Sampler, SamplerConfig, TransformConfig
@@ -30,7 +31,7 @@ from reidcore.options import EvaluationOptions, InputOptions
 from reidcore.recipe import Loaded, Recipe, load_recipe, needed
 from reidcore.retrieval import Coverage, Problem, coverage
 from reidcore.retrieval.evaluation import Result, evaluate
-from reidcore.retrieval.extract import Room, extract, extract_batches
+from reidcore.retrieval.extract import Room, extract_batches, extract_whole
 from reidcore.retrieval.postprocess import check_chain, choose, chooses
 from reidcore.types import ALONE, UNKNOWN, Features, Frozen, Parts, Sample, Splits, Stream, World, no_frozen
 
@@ -335,12 +336,13 @@ def _check_parts(loaded: Loaded, planned: Mapping[Path, Recipe], identities: Map
     Freezer(model, recipe.training.freeze, recipe.training.freeze_iterations)
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device that `[run] device` means. Raises RunError when the machine does not have it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def find_device(name: str, world: World = ALONE) -> torch.device:
+    """Return the device that `[run] device` means, of several processes a GPU for each.
+
+    Raises RunError when the machine does not have it.
+    """
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError:
         raise RunError(f"run.device: found '{name}'; expected 'auto', 'cpu', 'cuda' or 'cuda:1'") from None
     if device.type not in ("cpu", "cuda"):
@@ -348,6 +350,17 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         there = torch.cuda.device_count()
         raise RunError(f"run.device: found '{name}', but torch sees {there} CUDA devices here; write device = \"auto\"")
+    if world.size > 1 and device.type == "cuda":
+        if device.index is not None:
+            raise RunError(
+                f"run.device: found '{name}', but every process has a GPU of its own; write device = \"cuda\""
+            )
+        if world.local >= (there := torch.cuda.device_count()):
+            raise RunError(
+                f"more than {there} processes on this machine, and torch sees {there} CUDA devices here: every process "
+                'needs one of its own; start fewer, or write device = "cpu"'
+            )
+        return torch.device("cuda", world.local)
     return device
 
 
@@ -413,11 +426,11 @@ class Evaluator:
     """See `reporting.Bar`."""
 
     def __call__(self, model: nn.Module, tests: Sequence[Test], holdout: Test | None = None) -> dict[str, Result]:
-        """Return each test's result, in order.
+        """Return each test's result, in order; of several processes each makes features, and the main one compares.
 
         What post-processors have to choose they choose on `holdout`, whose queries are transformed as the test's.
         """
-        results = {}
+        results: dict[str, Result] = {}
         for test, query, gallery, chosen in self.features(model, tests, holdout):
             result = evaluate(
                 query,
@@ -432,15 +445,18 @@ class Evaluator:
             )
             results[test.label] = evolve(result, chosen=chosen)
             del query, gallery  # before others are extracted
-        return results
+        return of_main(results, self.world)
 
     def features(
         self, model: nn.Module, tests: Sequence[Test], holdout: Test | None = None
     ) -> Iterator[tuple[Test, Features, Features, Mapping[str, float]]]:
-        """Yield each test with the features of its queries and of its gallery, and what its post-processors chose."""
+        """Yield each test with the features of its queries and of its gallery, and what its post-processors chose.
+
+        Of several processes only the main one is given any.
+        """
         asked = [(test, *self._sides(test, holdout)) for test in tests]
         room = room_for(self.options.memory * 2**30, self.folder)
-        features: dict[_Side, Features] = {}
+        features: dict[_Side, Features | None] = {}
         for position, (test, sides, held_out) in enumerate(asked):
             wanted = []
             for side in (*sides, *held_out):
@@ -449,16 +465,17 @@ class Evaluator:
                     what = f"{test.label}: features"
                     needs = set().union(*(user.needs for user in users))
                     features[side] = self._features(model, side, needs, room, what)
-                found = features[side]
-                wanted.append(evolve(found, extras={name: found.extras[name] for name in test.needs}))
-            chosen: dict[str, float] = {}
-            if holdout and held_out:
-                held = Problem(wanted[2], wanted[3], holdout.protocol, self.options.distance, self.device)
-                chosen = choose(held, test.postprocess)
-            query, gallery = wanted[:2]
-            del found, wanted
-            yield test, query, gallery, chosen
-            del query, gallery  # before others are extracted
+                if (found := features[side]) is not None:
+                    wanted.append(evolve(found, extras={name: found.extras[name] for name in test.needs}))
+            if wanted:
+                chosen: dict[str, float] = {}
+                if holdout and held_out:
+                    held = Problem(wanted[2], wanted[3], holdout.protocol, self.options.distance, self.device)
+                    chosen = choose(held, test.postprocess)
+                query, gallery = wanted[:2]
+                del found, wanted
+                yield test, query, gallery, chosen
+                del query, gallery  # before others are extracted
             needed = {side for _, *groups in asked[position + 1 :] for group in groups for side in group}
             features = {side: found for side, found in features.items() if side in needed}
 
@@ -474,34 +491,52 @@ class Evaluator:
 
         return sides(test), sides(holdout) if holdout and chooses(test.postprocess) else ()
 
-    def _features(self, model: nn.Module, side: _Side, extras: Collection[str], room: Room, what: str) -> Features:
+    def _features(
+        self, model: nn.Module, side: _Side, extras: Collection[str], room: Room, what: str
+    ) -> Features | None:
+        """Return the features of a side in the main process; the others help, if any have to be made."""
         count = 0
+        begun = False
 
         def done(more: int) -> None:
             nonlocal count
-            count += more
-            self.progress(what, count, len(side.samples))
+            count += more * self.world.size
+            self.progress(what, min(count, len(side.samples)), len(side.samples))
 
-        def extracted(extras: Collection[str], room: Room) -> Features:
-            return extract(
+        def extracted(extras: Collection[str], room: Room) -> Any:
+            nonlocal begun
+            begun = True
+            return extract_whole(
                 model,
                 side.samples,
                 cameras=side.known_cameras,
                 transforms=side.transforms,
-                extras=extras,
+                extras=of_main(extras, self.world) if self.world.main else extras,
                 room=room,
                 world=self.world,
                 done=done,
                 **self._reading(),
             )
 
+        if not self.world.main:
+            asked = of_main(None, self.world)
+            return None if asked is None else extracted(asked, room)
         if self.kept:
-            return self.kept.get(side.samples, (side.known_cameras, side.transformed_by), extras, extracted)
-        return extracted(extras, room)
+            found = self.kept.get(side.samples, (side.known_cameras, side.transformed_by), extras, extracted)
+        else:
+            found = extracted(extras, room)
+        if not begun:  # they were kept
+            of_main(None, self.world)
+        return found
 
     def extract(self, model: nn.Module, samples: Sequence[Sample]) -> Features:
-        """Return the features that a model makes of samples, whose cameras it is not told."""
-        return extract(model, samples, extras=(), **self._reading())
+        """Return the features that a model makes of samples, whose cameras it is not told.
+
+        Batch norms that take statistics meanwhile have those of all processes afterwards.
+        """
+        whole = extract_whole(model, samples, extras=(), world=self.world, **self._reading())
+        average_norms([model], self.world)
+        return of_main(whole, self.world)  # type: ignore[return-value]
 
     def stream(self, model: nn.Module, samples: Sequence[Sample]) -> Iterator[NDArray[np.float32]]:
         """Yield the (B, D) embeddings of samples in order, a batch at a time."""
@@ -519,9 +554,9 @@ class Evaluator:
         }
 
 
-def make_evaluator(recipe: Recipe, folder: Path | None = None) -> Evaluator:
+def make_evaluator(recipe: Recipe, folder: Path | None = None, world: World = ALONE) -> Evaluator:
     """Return what evaluates models as the recipe says; a run's folder is where large features are meanwhile."""
-    device = find_device(recipe.run.device)
+    device = find_device(recipe.run.device, world)
     return Evaluator(
         input=recipe.input,
         options=recipe.evaluation,
@@ -529,6 +564,7 @@ def make_evaluator(recipe: Recipe, folder: Path | None = None) -> Evaluator:
         device=device,
         precision=find_precision(recipe.training.precision, device),
         folder=folder,
+        world=world,
     )
 
 
@@ -542,7 +578,9 @@ def assemble(
     """Wire the recipe's parts into a run that `loop.fit` can train."""
     recipe = loaded.recipe
     size = (recipe.input.height, recipe.input.width)
-    device = find_device(recipe.run.device)
+    device = find_device(recipe.run.device, world)
+    if device.index is not None:
+        torch.cuda.set_device(device)
     if recipe.run.deterministic:  # read when cuBLAS starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cpu":
@@ -562,6 +600,13 @@ def assemble(
         load_frozen, device=device, precision=precision, train=recipe.train, plugin_files=loaded.plugin_files
     )
     losses = build_losses(recipe, model, data.classes, world, identities=data.identities, frozen=frozen).to(device)
+    if recipe.training.sync_batch_norm:
+        for module in (model, losses):
+            synchronise_norms(module, world, device)
+    if world.rank:  # chance, dropout's for one, is another in each process
+        torch.manual_seed(
+            int(np.random.SeedSequence([recipe.run.seed, world.rank]).generate_state(1, np.uint64)[0] >> 1)
+        )
 
     def make_loader(stream: Stream) -> Loader:
         sampler = build_sampler(recipe.sampler, stream, recipe.run.seed)
@@ -588,13 +633,14 @@ def assemble(
         make_optimizer=recipe.optimizer.build,
         make_schedule=recipe.scheduler.build,
         evaluate=score,
-        extract=make_evaluator(recipe).extract,
+        extract=make_evaluator(recipe, world=world).extract,
         options=recipe.training,
         evaluate_every=recipe.evaluation.every or int(data.holdout is not None),
         folder=folder,
         device=device,
         precision=precision,
         world=world,
+        seed=recipe.run.seed,
     )
 
 

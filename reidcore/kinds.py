@@ -118,7 +118,11 @@ class HeadConfig(Protocol):
 
 
 class Loss(Protocol):
-    """One term of the objective. It may own parameters, which are trained with the model's."""
+    """One term of the objective. It may own parameters, which are trained with the model's.
+
+    With several processes each has one, of its own part of the batch. A memory of batches, such as centres, is the same
+    in all if the loss gathers (`Needs.gather`).
+    """
 
     @property
     def needs(self) -> Needs:
@@ -358,7 +362,9 @@ class Task(Protocol):
         It is called once before each epoch, and again where a run is resumed, before anything else of that process:
         the first call, whose epoch may be any, must return streams. An epoch goes through the first of them once;
         another begins again where it ends. A task with parameters of its own is a module, and may replace them here;
-        `run.resize` gives the model other classes. What is worth a line it logs: `run.log(kind="round", text=...)`.
+        `run.resize` gives the model other classes. Each of several processes calls it, and all must come to the same
+        labels: what is drawn is drawn by `run.seed` and the epoch. What is worth a line it logs:
+        `run.log(kind="round", text=...)`.
         """
 
     def losses(self, batches: Mapping[str, Batch], step: Step) -> Mapping[str, Tensor]:

@@ -8,19 +8,30 @@ from __future__ import annotations
 import copy
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from attrs import define, field
+from attrs import define, evolve, field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reidcore.checkpoint import load_state, random_state, save_state, set_random_state
 from reidcore.data import Loader
-from reidcore.distributed import gather_batch
+from reidcore.distributed import (
+    Elsewhere,
+    add,
+    average_norms,
+    gather_batch,
+    of_all,
+    spread,
+    sum_gradients,
+    wait,
+)
 from reidcore.errors import ReidError, RunError
 from reidcore.kinds import Logger, Loss, Schedule, Task
 from reidcore.model import FrozenModel, Model
@@ -42,16 +53,19 @@ class Losses(nn.Module):
         self.maps = tuple(dict.fromkeys(name for _, loss in terms for name in loss.needs.maps))
 
     def forward(self, output: Output, batch: Batch, step: Step) -> dict[str, Tensor]:
-        """Return every term, weighted; terms of the same name are numbered."""
+        """Return every term, weighted; terms of the same name are numbered.
+
+        Of several processes each has its part of a term: their sum is the whole batch's.
+        """
         result: dict[str, Tensor] = {}
         for weight, loss in zip(self.weights, self.terms, strict=True):
-            seen = output, batch
+            seen, part = (output, batch), batch.share
             if loss.needs.gather and self.world.size > 1:
                 key = f"gathered {id(batch)}"  # a step may have several batches
-                seen = step.once(key, lambda: gather_batch(output, batch, self.world))
+                seen, part = step.once(key, lambda: gather_batch(output, batch, self.world)), 1 / self.world.size
             for name, value in loss(*seen, step).items():
                 key = name if name not in result else f"{name}-{sum(k.startswith(name) for k in result) + 1}"
-                result[key] = weight * value
+                result[key] = weight * part * value
         return result
 
 
@@ -64,6 +78,9 @@ class Run:
     makes of images, as in an evaluation.
 
     classes, identities: of the model's classifiers; identities is None where a class is no identity.
+
+    Of several processes (`world`) each has a run of its own; after each step all hold the same weights. Their random
+    numbers differ, so that what a task draws in `round` should depend on `seed` and the epoch only.
     """
 
     model: Model
@@ -85,6 +102,7 @@ class Run:
     precision: torch.dtype
     loggers: Sequence[Logger] = ()
     world: World = ALONE
+    seed: int = 0
     streams: Mapping[str, Stream] = field(factory=dict, init=False)
     loaders: Mapping[str, Loader] = field(factory=dict, init=False)
     optimizer: Any = field(default=None, init=False)
@@ -148,6 +166,11 @@ class Run:
         """The model that is evaluated and saved: the weights' average when there is one."""
         return self.average if self.average is not None else self.task.deploy()
 
+    def modules(self) -> list[nn.Module]:
+        """Return all that has parameters or buffers of the training."""
+        held = (self.model, self.losses, self.task, self.average)
+        return [module for module in held if isinstance(module, nn.Module)]
+
     def told(self) -> Iterator[Any]:
         """Yield every part that may want to hear of steps and epochs, or have a state of its own."""
         yield self.task
@@ -167,6 +190,7 @@ def prepare(run: Run, resume: bool = False) -> None:
         run.averaged.want(run.losses.maps)
     run.freezer = Freezer(run.model, run.options.freeze, run.options.freeze_iterations)
     state = _restore(run) if resume else {}
+    spread(run.modules(), run.world)
     if run.epoch < run.options.epochs:
         _begin(run)
         run.make_schedule(steps(run), run.options.epochs)
@@ -198,13 +222,25 @@ def _begin(run: Run) -> None:
     if run.epoch == run._begun:
         return
     if (streams := run.task.round(run.epoch, run)) is not None:
+        _require_agreement(run, streams)
         run.loaders = {
             name: run.loaders[name] if run.streams.get(name) is stream else run.make_loader(stream)
             for name, stream in streams.items()
         }
         run.streams = streams
+        spread(run.modules(), run.world)
         _find_parameters(run)
     run._begun = run.epoch
+
+
+def _require_agreement(run: Run, streams: Mapping[str, Stream]) -> None:
+    """Raise RunError if the processes are to train on different labels, which nothing would notice."""
+    own = {name: zlib.crc32(np.ascontiguousarray(stream.labels).tobytes()) for name, stream in streams.items()}
+    if any(other != own for other in of_all(own, run.world)):
+        raise RunError(
+            f"the processes made different labels for epoch {run.epoch + 1}: the task draws them at random, or adds up "
+            "in another order; train in one process"
+        )
 
 
 def fit(run: Run, resume: bool = False) -> Model:
@@ -225,7 +261,8 @@ def fit(run: Run, resume: bool = False) -> Model:
     except RunError:
         raise
     except ReidError:  # raised between two steps, so that the state is a whole one
-        save(run)
+        if run.world.size == 1:  # others may be anywhere
+            save(run)
         raise
     best = run.folder / "checkpoints" / "best.safetensors"
     if run.best is not None and best.is_file():
@@ -244,7 +281,7 @@ def _epoch(run: Run) -> None:
     count = _batches(run)
     meter = _Meter(run, steps_per_epoch)
     saved = time.monotonic()
-    for batches in zip(*_flows(run), strict=False):
+    for batches, images in _together(run):
         position = run.batches_done % run.options.accumulate
         group_size = min(run.options.accumulate, count - (run.batches_done - position))
         if position == 0:
@@ -252,30 +289,34 @@ def _epoch(run: Run) -> None:
             for group in run.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * schedule(run.step)
             run.optimizer.zero_grad(set_to_none=True)
-        _accumulate(run, dict(zip(run.loaders, batches, strict=True)), group_size, meter)
+        _accumulate(run, batches, images, group_size, meter)
         if position + 1 < group_size:
             continue
         _update(run)
         meter.end_step()
-        if run.batches_done < count and (run.interrupted or time.monotonic() - saved > SAVE_SECONDS):
-            save(run)
-            saved = time.monotonic()
-        _stop_if_asked(run, run.batches_done < count)
+        if run.batches_done < count:
+            stop, overdue = map(bool, add([run.interrupted, time.monotonic() - saved > SAVE_SECONDS], run.world))
+            if stop or overdue:
+                save(run)
+                saved = time.monotonic()
+            _stop_if(stop, run)
     run.epoch, run.batches_done = run.epoch + 1, 0
     _tell(run, "after_epoch")
     meter.end_epoch()
     last = run.epoch == run.options.epochs
     if run.evaluate_every and (run.epoch % run.evaluate_every == 0 or last):
         _judge(run)
-    if run.epoch % run.options.checkpoint_every == 0 or last or run.interrupted:
+    stop = any(add([run.interrupted], run.world))
+    if run.epoch % run.options.checkpoint_every == 0 or last or stop:
         save(run)
-    _stop_if_asked(run, not last)
+    _stop_if(stop and not last, run)
 
 
-def _accumulate(run: Run, batches: Mapping[str, Batch], group_size: int, meter: _Meter) -> None:
-    """Add one batch's gradient, as one of `group_size` that are averaged."""
+def _accumulate(run: Run, batches: Mapping[str, Batch], images: int, group_size: int, meter: _Meter) -> None:
+    """Add one batch's gradient, as one of `group_size` that are averaged; images: of all processes."""
     losses = run.task.losses(batches, Step(run.step, run.epoch, run.averaged))
-    values = {name: float(value.detach()) for name, value in losses.items()}
+    own = [float(value.detach()) for value in losses.values()]
+    values = dict(zip(losses, add(own, run.world), strict=True))
     if not all(math.isfinite(value) for value in values.values()):
         raise _not_a_number(run, ", ".join(f"{name} = {value:.4g}" for name, value in values.items()))
     total = torch.stack([value.float() for value in losses.values()]).sum()
@@ -283,15 +324,17 @@ def _accumulate(run: Run, batches: Mapping[str, Batch], group_size: int, meter: 
         raise RunError("no loss reaches a parameter that learns; freeze less (training.freeze), or add another loss")
     (total / group_size).backward()  # type: ignore[no-untyped-call]
     run.batches_done += 1
-    meter.add(values, sum(len(batch.labels) for batch in batches.values()))
+    meter.add(values, images)
 
 
 def _update(run: Run) -> None:
-    """Take the step that the accumulated gradient makes."""
+    """Take the step that the accumulated gradients of all processes make."""
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    sum_gradients(parameters, run.world)
     if run.options.clip_norm:
-        parameters = [p for group in run.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch.nn.utils.clip_grad_norm_(parameters, run.options.clip_norm)
+        torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], run.options.clip_norm)
     run.optimizer.step()
+    average_norms(run.modules(), run.world)
     run.step += 1
     if run.average is not None:
         _average(run.average, run.task.deploy(), run.decay)
@@ -304,8 +347,9 @@ def _tell(run: Run, event: str) -> None:
             getattr(part, event)(run)
 
 
-def _stop_if_asked(run: Run, unfinished: bool) -> None:
-    if run.interrupted and unfinished:
+def _stop_if(stop: bool, run: Run) -> None:
+    if stop:
+        run.interrupted = True
         raise RunError(f"stopped at step {run.step}; go on with --resume")
 
 
@@ -371,6 +415,34 @@ def _batches(run: Run) -> int:
     return len(next(iter(run.loaders.values())))
 
 
+def _together(run: Run) -> Iterator[tuple[dict[str, Batch], int]]:
+    """Yield the batches of all streams while every process has them, each with its share of the images, and how many
+    images those of all processes are.
+
+    An error of one is raised in all of them, between two steps, with a checkpoint of these.
+    """
+    flows, names = zip(*_flows(run), strict=False), list(run.loaders)
+    while True:
+        batches: tuple[Batch, ...] | None = None
+        failed: ReidError | None = None
+        try:
+            batches = next(flows, None)
+            if batches is None:
+                return
+        except ReidError as error:
+            if run.world.size == 1:
+                raise
+            failed = error
+        own = [len(batch.labels) for batch in batches] if batches else [0] * len(names)
+        failures, *all_of = add([failed is not None, *own], run.world)
+        if failures or batches is None:
+            save(run)
+            said = of_all(failed and str(failed), run.world)
+            raise failed or Elsewhere(next(text for text in said if text))
+        shared = [evolve(batch, share=len(batch.labels) / n) for batch, n in zip(batches, all_of, strict=True)]
+        yield dict(zip(names, shared, strict=True)), int(sum(all_of))
+
+
 def _flows(run: Run) -> Iterator[Iterator[Batch]]:
     """Yield the batches of each stream from where the run is: the first one's epoch, and the others' without end."""
     first, *others = run.loaders.values()
@@ -402,6 +474,7 @@ def _judge(run: Run) -> None:
         if run.world.main:
             state = {"model": run.deployed.state_dict(), **_classes(run)}
             save_state(run.folder / "checkpoints" / "best.safetensors", state)
+        wait(run.world)
 
 
 def _classes(run: Run) -> dict[str, Any]:
@@ -456,10 +529,16 @@ def save(run: Run) -> None:
 
     Raises RunError, and keeps the ones before, when the weights are not finite.
     """
-    if not run.world.main:
-        return
     if not all(parameter.isfinite().all() for parameter in run.model.parameters()):
         raise _not_a_number(run, "weights that are not finite")
+    random = of_all(random_state(run.device), run.world)
+    if run.world.main:
+        _write(run, random)
+    wait(run.world)
+
+
+def _write(run: Run, random: Sequence[Mapping[str, Tensor]]) -> None:
+    """Write a checkpoint with the random states of all processes."""
     parts = {
         str(number): part.state_dict()
         for number, part in enumerate(run.told())
@@ -473,7 +552,7 @@ def save(run: Run) -> None:
         "parts": parts,
         "average": None if run.average is None else run.average.state_dict(),
         "optimizer": run.optimizer.state_dict(),
-        "random": random_state(run.device),
+        "random": random,
         # a group of accumulated batches that is not complete begins again
         "progress": [run.epoch, run.batches_done - run.batches_done % run.options.accumulate, run.step],
         "best": [run.best, run.best_epoch],
@@ -518,7 +597,8 @@ def _restore(run: Run) -> Mapping[str, Any]:
                 slots[name] = torch.empty_like(parameter).copy_(value)
     run.epoch, run.batches_done, run.step = state["progress"]
     run.best, run.best_epoch = state["best"]
-    set_random_state(state["random"], run.device)
+    if run.world.rank < len(state["random"]):  # there may have been fewer processes
+        set_random_state(state["random"][run.world.rank], run.device)
     if run.epoch > run.options.epochs:
         raise RunError(f"{found[-1]} is of epoch {run.epoch}; training.epochs = {run.options.epochs} is less")
     parts: Mapping[str, Any] = state["parts"]

@@ -50,6 +50,9 @@ class TrainingOptions:
     ema: float = option(0.0, help="decay of the weights' moving average; 0 is off", at_least=0, below=1)
     clip_norm: float = option(0.0, help="largest norm of the gradient; 0 is off", at_least=0)
     accumulate: int = option(1, help="batches whose gradients are averaged into one step", at_least=1)
+    sync_batch_norm: bool = option(
+        False, help="batch norm over the images of all processes, instead of each process's own"
+    )
     checkpoint_every: int = option(1, help="epochs; after 5 minutes in any case", at_least=1)
 
     def __attrs_post_init__(self) -> None:

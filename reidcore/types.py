@@ -97,6 +97,8 @@ class Batch:
     the place of labels, but for images whose label is `UNKNOWN`; groupings: (B, G) int64 classes by G guesses,
     `UNKNOWN` where there is none. Images are a positive pair if all guesses say so, a negative one if none does, and
     neither else; only guesses that know both count.
+
+    share: of the images of all processes' batch, how many are in this one's.
     """
 
     images: Tensor
@@ -105,14 +107,16 @@ class Batch:
     indices: Tensor
     mixture: Mixture | None = None
     groupings: Tensor | None = None
+    share: float = 1.0
 
 
 @frozen
 class World:
-    """The processes that share the work: this one is `rank` of `size`."""
+    """The processes that share the work: this one is `rank` of `size`, and number `local` on its machine."""
 
     rank: int = 0
     size: int = 1
+    local: int = 0
 
     @property
     def main(self) -> bool:
@@ -185,7 +189,8 @@ class Needs:
     """What a loss wants of the model: views, maps, a kind of logits.
 
     With `gather` it is given the vectors, logits and labels of all processes, in every one of them; maps, extras and
-    images stay those of its own. `classes` says that it depends on what each class is, so that these must stay.
+    images stay those of its own. Without it what it returns is taken for a mean over the images of its own process, and
+    weighted by their share. `classes` says that it depends on what each class is, so that these must stay.
     """
 
     views: tuple[str, ...] = ()

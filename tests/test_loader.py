@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -503,3 +504,12 @@ def test_fewer_identities_than_processes_is_an_error_in_each_of_them(rank: int) 
 def test_the_number_of_processes_is_at_most_8_unless_it_is_given() -> None:
     assert 1 <= worker_count(None) <= 8
     assert (worker_count(0), worker_count(30)) == (0, 30)
+
+
+def test_processes_on_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(12), raising=False)
+    counts = []
+    for processes in (1, 3, 16):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        counts.append(worker_count(None))
+    assert counts == [8, 4, 1]

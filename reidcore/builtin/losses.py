@@ -35,7 +35,7 @@ class _Margin(_OnLogits):
 @frozen(kw_only=True)
 class _OnFeatures:
     feature: Literal["before", "after"] = option("before", help="before or after the head's norm")
-    gather: bool = option(False, help="compare with the images of all processes")
+    gather: bool = option(True, help="compare with the images of all processes, not with those of its own only")
     on: tuple[str | tuple[str, ...], ...] = option(
         (), help="views it is averaged over, all when empty; an inner array is a concatenation: ['b1', ['b21', 'b22']]"
     )

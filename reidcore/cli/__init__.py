@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     parser = make_parser([chosen] if chosen in VERBS else [])
     options = parser.parse_args(arguments)
+    options.arguments = arguments
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", ReidDeprecationWarning)

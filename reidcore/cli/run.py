@@ -1,6 +1,7 @@
 """`reidcore run`: train and evaluate a recipe."""
 
 import json
+import os
 import statistics
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,12 @@ from rich.table import Table
 
 from reidcore.api import Finished, foresee, missing, run
 from reidcore.cli import add_recipe_arguments
+from reidcore.distributed import joined, restarted
+from reidcore.errors import RunError
+from reidcore.launch import launch
 from reidcore.recipe import Loaded, load_recipe
 from reidcore.reporting import make_console, metrics_table
+from reidcore.types import World
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -20,6 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     add_recipe_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="folder of run folders (default: runs)")
     parser.add_argument("--resume", action="store_true", help="go on with the run folder that exists")
+    parser.add_argument("--processes", metavar="N", type=int, help="processes that share the work, on GPUs one each")
     parser.add_argument("--seeds", metavar="1,2,3", type=_seeds, help="one run a seed, then mean and deviation")
 
 
@@ -34,8 +40,20 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def main(options: Namespace) -> int:
-    """Run the recipe, once or once a seed, and print what came out."""
-    console = make_console()
+    """Run the recipe, once or once a seed, in one process or in several, and print what came out."""
+    if options.processes is not None and "RANK" not in os.environ:
+        return launch(options.arguments, options.processes)
+    with joined() as world:
+        if options.processes not in (None, world.size):
+            raise RunError(
+                f"--processes: found {options.processes}, but there are {world.size} by torchrun; leave it out"
+            )
+        return _run(options, world)
+
+
+def _run(options: Namespace, world: World) -> int:
+    console = make_console() if world.main else Console(quiet=True)
+    resume = options.resume or restarted()
     overrides = list(options.set)
     if options.output:
         overrides.append(f"run.output={json.dumps(options.output)}")  # as a text whatever it looks like
@@ -43,10 +61,8 @@ def main(options: Namespace) -> int:
     recipes = [_seeded(loaded, seed) for seed in options.seeds] if options.seeds else [loaded]
     if len(recipes) > 1:
         others = {other.folder: other for item in recipes for other in missing(item)}
-        foresee([*others.values(), *recipes], options.resume)
-    finished = [
-        run(item, resume=options.resume, console=make_console(stderr=True), quiet=options.quiet) for item in recipes
-    ]
+        foresee([*others.values(), *recipes], resume)
+    finished = [run(item, resume=resume, console=make_console(stderr=True), quiet=options.quiet) for item in recipes]
     _print(console, finished, loaded.recipe.evaluation.intervals)
     if options.seeds:
         _print_spread(console, [item.metrics for item in finished])

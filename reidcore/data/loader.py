@@ -29,11 +29,11 @@ Pipeline = Sequence[Callable[..., Tensor]]
 
 
 def worker_count(workers: int | None) -> int:
-    """Return the number of loader processes: `workers`, or as many as usable cores, at most 8."""
+    """Return the number of loader processes: `workers`, or this process's share of the usable cores, at most 8."""
     if workers is not None:
         return workers
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, usable)
+    return min(8, max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class Loader:
@@ -56,6 +56,8 @@ class Loader:
     ) -> None:
         self.stream, self.sampler = stream, sampler
         self.plan = _Plan(sampler, np.asarray(stream.labels), world)
+        if world.size > 1:  # a batch that cannot be split is found before anything is written
+            next(iter(self.plan), None)
         self.device = device
         count = worker_count(workers)
         self.loader = DataLoader(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -64,6 +65,9 @@ def extract_batches(
         model.train(training)
 
 
+PIECE = 2**26
+"""Bytes that a process sends another at once."""
+
 Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 Room = Callable[[Shapes], Mapping[str, NDArray[Any]]]
 """Makes arrays of the shapes and types that are asked for, to be filled."""
@@ -90,7 +94,7 @@ def extract(
     `done` is told how many images were added; `extras` are those to keep, by default all; `room` makes the arrays,
     called "embeddings" and "extra.<name>". Raises DataError for a bad image.
     """
-    start, stop = (len(samples) * rank // world.size for rank in (world.rank, world.rank + 1))
+    start, stop = share(len(samples), world)
     samples = samples[start:stop]
     arrays: Mapping[str, NDArray[Any]] = {}
     count = 0
@@ -105,6 +109,47 @@ def extract(
         count += len(embedding)
         done(len(embedding))
     return as_features(samples, arrays or {"embeddings": np.zeros((0, 0), np.float32)})
+
+
+def share(count: int, world: World) -> tuple[int, int]:
+    """Return which of `count` images are this process's, from the first to one past the last.
+
+    The main process has one at least, if there are any.
+    """
+    start, stop = (-(-count * rank // world.size) for rank in (world.rank, world.rank + 1))
+    return start, stop
+
+
+def extract_whole(
+    model: nn.Module, samples: Sequence[Sample], *, world: World = ALONE, room: Room = in_memory, **options: Any
+) -> Features | None:
+    """Extract as `extract` does; of several processes the main one returns the features of all, the others None."""
+    if world.size == 1:
+        return extract(model, samples, room=room, **options)
+    whole: dict[str, NDArray[Any]] = {}
+
+    def for_all(shapes: Shapes) -> dict[str, NDArray[Any]]:
+        whole.update(room({name: ((len(samples), *shape[1:]), dtype) for name, (shape, dtype) in shapes.items()}))
+        return {name: array[: share(len(samples), world)[1]] for name, array in whole.items()}
+
+    own = extract(model, samples, world=world, room=for_all if world.main else room, **options)
+    if not world.main:
+        arrays = {"embeddings": own.embeddings, **{f"extra.{name}": array for name, array in own.extras.items()}}
+        for part in _parts(arrays, 0, len(own)):
+            dist.send(part, dst=0)
+        return None
+    for rank in range(1, world.size):
+        for part in _parts(whole, *share(len(samples), World(rank, world.size))):
+            dist.recv(part, src=rank)
+    return as_features(samples, whole or {"embeddings": np.zeros((0, 0), np.float32)})
+
+
+def _parts(arrays: Mapping[str, NDArray[Any]], start: int, stop: int) -> Iterator[Tensor]:
+    """Yield the bytes of some rows, in pieces that are sent one by one; nothing is copied."""
+    for name in sorted(arrays) if start < stop else ():
+        rows = arrays[name][start:stop].reshape(-1).view(np.uint8)
+        for place in range(0, len(rows), PIECE):
+            yield torch.from_numpy(rows[place : place + PIECE])
 
 
 def as_features(samples: Sequence[Sample], arrays: Mapping[str, NDArray[Any]]) -> Features:

@@ -87,6 +87,11 @@ class Relabelling:
                     f"loss.{position}: it depends on what each class is, and clusters are others in every round; the "
                     f'task "{name}" cannot use it'
                 )
+        if self.adapt_norm and run.options.sync_batch_norm:
+            raise ContractError(
+                f'the task "{name}" adapts norm layers in each process by itself; write adapt_norm = false in [task], '
+                "or sync_batch_norm = false in [training]"
+            )
         self.clustering.require(len(run.targets))
         self.run = run
 
@@ -170,11 +175,6 @@ def collapse(labels: Labels) -> str:
     if not len(sizes):
         return "no image is in a cluster"
     return "they collapsed into one cluster" if sizes.max() > COLLAPSED * sizes.sum() else ""
-
-
-def seed(epoch: int) -> int:
-    """Return the seed of a round's clustering, another one for another run's seed."""
-    return torch.initial_seed() + epoch
 
 
 def without_cameras(x: NDArray[np.float32], cameras: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reid_mlt.clustering import Clustering, Labels
-from reid_mlt.relabelling import Relabelling, centres, collapse, seed
+from reid_mlt.relabelling import Relabelling, centres, collapse
 from reid_mlt.transport import sinkhorn
 from reidcore.types import Batch, Mixture, Output, Step, Stream
 
@@ -62,7 +62,7 @@ class ClusterAndTrain(Relabelling):
 
     def _cluster(self, epoch: int) -> None:
         x, compared = self.features(self.labels is None)
-        (labels,) = self.clustering(compared, seed(epoch), self.run.device)
+        (labels,) = self.clustering(compared, self.run.seed + epoch, self.run.device)
         before, self.made = self.labels, epoch
         if problem := self.fits(labels):
             if before is None:
@@ -232,7 +232,7 @@ class MixtureLabelTransport(Relabelling, nn.Module):
 
     def _cluster(self, epoch: int, x: NDArray[np.float32], compared: NDArray[np.float32]) -> str:
         """Replace the granularities by those that did not collapse, if any; return what is to be said of it."""
-        found = self.clustering(compared, seed(epoch), self.run.device)
+        found = self.clustering(compared, self.run.seed + epoch, self.run.device)
         kept = [labels for labels in found if not collapse(labels)]
         if problem := self.fits(kept[len(kept) // 2]) if kept else collapse(found[0]):
             if not self.heads:

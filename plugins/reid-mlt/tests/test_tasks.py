@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -410,6 +412,40 @@ def test_losses_that_remember_classes_are_refused(make):
         run = make(task, "loss=[{name='cross-entropy'}, {name='center'}]")
         with pytest.raises(ContractError, match=r"loss\.1: it depends on what each class is, and clusters are others"):
             fit(run)
+
+
+def test_adapted_norms_are_not_synchronised_ones(make):
+    for task in (MLT, PLAIN):
+        run = make(task, "training.sync_batch_norm=true")
+        with pytest.raises(
+            ContractError, match=r"adapts norm layers in each process by itself; write adapt_norm = false"
+        ):
+            fit(run)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_labels_and_losses_of_one(tmp_path):
+    recipe = tiny_recipe(tmp_path)
+    sets = ", ".join(f"{{name='folder', root='{tmp_path / 'toy'}'{role}}}" for role in ("", ", role='target'"))
+    overrides = (
+        *(f"train=[{sets}]", "loss=[{name='cross-entropy'}, {name='triplet', soft=true}]", "training.ema=0.9"),
+        *(MLT.replace("every=2", "every=1, adapt_norm=false"), "training.sync_batch_norm=true"),
+        "optimizer={name='sgd', lr=0.001}",
+    )
+    found = []
+    for count in (1, 2):
+        options = [word for item in (*overrides, f"run.name=run{count}") for word in ("--set", item)]
+        command = [sys.executable, "-m", "reidcore", "run", str(recipe), *options, "-q", "--processes", str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / "runs" / f"run{count}" / "log.jsonl").read_text().splitlines()
+        found.append([json.loads(line) for line in lines])
+    rounds, steps = ([[e for e in log if e["kind"] == kind] for log in found] for kind in ("round", "step"))
+    assert len(rounds[0]) == len(rounds[1]) == 2
+    assert rounds[0][0]["text"] == rounds[1][0]["text"]
+    for one, two in zip(*steps, strict=True):
+        if one["epoch"] == 1:  # then clusters are made by networks that differ by rounding
+            assert two["losses"] == pytest.approx(one["losses"], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["mlt", "cluster-and-train"])
