@@ -1,6 +1,7 @@
 """Reading images and making batches."""
 
+from reidcore.data.cache import ImageCache, cache_room
 from reidcore.data.loader import Loader, test_batches
 from reidcore.data.reading import as_pixels, read_image
 
-__all__ = ["Loader", "as_pixels", "read_image", "test_batches"]
+__all__ = ["ImageCache", "Loader", "as_pixels", "cache_room", "read_image", "test_batches"]
