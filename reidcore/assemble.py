@@ -19,7 +19,7 @@ from torch import nn
 
 from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import WEIGHTS, find_init
-from reidcore.data import Loader
+from reidcore.data import ImageCache, Loader, cache_room
 from reidcore.errors import ContractError, DataError, ReidError, RunError, offer
 from reidcore.features import KeptFeatures, room_for
 from reidcore.kinds import Loss, Sampler, SamplerConfig, TransformConfig
@@ -556,6 +556,9 @@ def assemble(
     )
     losses = build_losses(recipe, model, data.classes, world, identities=data.identities, frozen=frozen).to(device)
 
+    room = cache_room(recipe.input.cache, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
+    kept = ImageCache((*data.train.samples, *data.targets), room) if room else None
+
     def make_loader(stream: Stream) -> Loader:
         sampler = build_sampler(recipe.sampler, stream, recipe.run.seed)
         return Loader(
@@ -567,6 +570,7 @@ def assemble(
             workers=recipe.input.workers,
             device=device,
             world=world,
+            cache=kept,
         )
 
     return Run(

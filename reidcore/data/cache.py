@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 import tempfile
@@ -25,6 +24,9 @@ if sys.platform != "win32":
 _SHARE = 3
 """What part of the free memory "auto" takes, one of so many: several runs may start at the same time."""
 
+_COUNT, _ROW = 8, 24
+"""Bytes of the number of bytes in use, and of a row of the table: first byte, height, width."""
+
 
 def cache_room(gib: float | str, processes: int) -> int:
     """Return the bytes that each of `processes` may keep: `gib` in all, or with "auto" a third of the free memory."""
@@ -39,41 +41,38 @@ class ImageCache:
     """Keeps images as they come out of the file and of what does not change from epoch to epoch.
 
     The process that reads an image first keeps it for all; when the room is filled, no more are kept. The memory is a
-    file without a name, so that nothing is left of it after a kill. It goes to other processes whether they are forked
-    or spawned. Only the pages that are filled take memory.
+    file without a name, so that nothing is left of it after a kill, and goes to other processes whether they are
+    forked or spawned. It takes what is written only, and is written and read as a file: a store to a fresh page of
+    mapped memory costs twice as much.
 
-    The file holds the number of bytes in use; a row for each image, (first byte, height, width) or zeros; the pixels.
+    The file holds the number of bytes in use; a row for each image, zeros where it is not kept; the pixels.
     """
 
     def __init__(self, samples: Sequence[Sample], room: int) -> None:
-        # by identity: pictures need not be hashable
-        self._rows = {id(image): row for row, image in enumerate(sample.image for sample in samples)}
-        self._images = [sample.image for sample in samples]  # alive, or another one could get the identity of one
-        size = _start(len(samples)) + room
+        self._images = [sample.image for sample in samples]
+        # by identity, since pictures need not be hashable; the list above keeps them alive
+        self._rows = {id(image): row for row, image in enumerate(self._images)}
         if hasattr(os, "memfd_create"):
             file = os.memfd_create("reidcore images")
         else:
             with tempfile.TemporaryFile() as stream:
                 file = os.dup(stream.fileno())
-        os.ftruncate(file, size)
-        self._map(file, len(samples))
+        start = _COUNT + _ROW * len(samples)
+        os.ftruncate(file, start)
+        self._open(file, start, start + room)
 
-    def _map(self, file: int, images: int) -> None:
+    def _open(self, file: int, start: int, end: int) -> None:
         weakref.finalize(self, os.close, file)
-        self._file = file
-        memory = np.frombuffer(mmap.mmap(file, 0), np.uint8)
-        start = _start(images)
-        self._used = memory[:8].view(np.int64)
-        self._table = memory[8:start].view(np.int64).reshape(images, 3)
-        self._pixels = memory[start:]
+        self._file, self._start, self._end = file, start, end
+        self._full = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _attach, (DupFd(self._file), len(self._table))
+        return _attach, (DupFd(self._file), self._start, self._end)
 
     @property
     def used(self) -> int:
         """The bytes of the images that are kept."""
-        return int(self._used[0])
+        return int(self._read(0, np.empty(1, np.int64))[0])
 
     def rows(self, samples: Sequence[Sample]) -> list[int | None]:
         """Return the row of each sample, None for one that the cache was not made for; not in loader processes."""
@@ -83,29 +82,33 @@ class ImageCache:
         """Return a copy of an image that is kept, (3, H, W) uint8."""
         if row is None:
             return None
-        first, height, width = self._table[row].tolist()
+        first, height, width = self._read(_COUNT + _ROW * row, np.empty(3, np.int64)).tolist()
         if not height:
             return None
-        pixels = self._pixels[first : first + height * width * 3].reshape(height, width, 3)
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        return torch.from_numpy(self._read(first, np.empty((height, width, 3), np.uint8))).permute(2, 0, 1)
 
     def put(self, row: int | None, image: Tensor) -> None:
         """Keep a (3, H, W) uint8 image if there is room. Two processes may keep the same one."""
-        size = image.numel()
-        if row is None or self._used[0] + size > len(self._pixels):
+        if row is None or self._full:
             return
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
         with self._alone():
-            first = int(self._used[0])
-            if first + size > len(self._pixels):
+            used = self.used
+            first = self._start + used
+            self._full = first + pixels.nbytes > self._end
+            if self._full:
                 return
-            self._used[0] += size
-        self._pixels[first : first + size] = image.permute(1, 2, 0).reshape(-1).numpy()
-        with self._alone():  # so that no process sees the row before the pixels
-            self._table[row] = first, *image.shape[1:]
+            os.pwrite(self._file, np.int64(used + pixels.nbytes).tobytes(), 0)
+        if os.pwrite(self._file, pixels, first) == pixels.nbytes:
+            os.pwrite(self._file, np.array([first, *image.shape[1:]], np.int64), _COUNT + _ROW * row)
+
+    def _read(self, first: int, into: Any) -> Any:
+        os.preadv(self._file, [into], first)
+        return into
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Let one process at a time go on; unlike a semaphore, the lock of a killed process is gone."""
+        """Let one process at a time go on; unlike a semaphore's, the lock of a killed process is gone."""
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         try:
             yield
@@ -113,12 +116,7 @@ class ImageCache:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
-def _attach(file: Any, images: int) -> ImageCache:
+def _attach(file: Any, start: int, end: int) -> ImageCache:
     cache = ImageCache.__new__(ImageCache)
-    cache._map(file.detach(), images)
+    cache._open(file.detach(), start, end)
     return cache
-
-
-def _start(images: int) -> int:
-    """Return where the pixels begin."""
-    return 8 + 24 * images
