@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,7 @@ def measure(files: list[Path], batch: int, workers: int, rounds: int) -> dict[st
             rates.setdefault(name, []).append(rate(loader.__iter__, lambda item: len(item[1])))
         ours = make_ours(files, batch, workers, cache_room(float("inf"), 1))
         for name, epoch in (("reidcore, first epoch", 0), ("reidcore, later epochs", 1)):
-            found = rate(lambda epoch=epoch: ours.batches(epoch), lambda item: len(item.labels))  # type: ignore[misc]
-            rates.setdefault(name, []).append(found)
-        del ours
+            rates.setdefault(name, []).append(rate(partial(ours.batches, epoch), lambda item: len(item.labels)))
     return rates
 
 

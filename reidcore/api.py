@@ -155,6 +155,8 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         f"{' in bfloat16' if run_.precision == torch.bfloat16 else ''}; run folder {folder}"
     )
     run_.log(kind="start", began=datetime.now().astimezone().isoformat(" ", "seconds"), **describe(run_.device))
+    if data.left_out:
+        run_.log(kind="left-out", images=data.left_out)
     if taken:
         run_.log(kind="init", run=str(recipe.run.init), **asdict(taken))
         here = taken.loaded + len(taken.only_here) + len(taken.reshaped)
@@ -184,6 +186,8 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         if recipe.run.report:
             page = write_report(folder, keeping, model, data.tests, data.holdout)
             terminal.note(f"report: {page}")
+        if data.left_out:
+            terminal.warn(f"{len(data.left_out)} images were left out, since they cannot be read; log.jsonl lists them")
         if failed:
             again = f"the run is finished; to export it again: reidcore export {folder} --to NAME"
             raise RunError("\n".join([*failed, again]))

@@ -16,7 +16,7 @@ from PIL import Image
 from reidcore.catalog import discover
 from reidcore.cli.listing import print_columns
 from reidcore.data import read_image
-from reidcore.errors import DataError, RecipeError
+from reidcore.errors import DataError, RecipeError, first_of
 from reidcore.recipe import load_recipe
 from reidcore.reporting import Bar, make_console
 from reidcore.retrieval.sheet import check_sheet, draw_samples
@@ -64,8 +64,7 @@ def main(options: Namespace) -> int:
         draw_samples(rows, options.sheet)
         print(f"{options.sheet}: images of {len(rows)} identities")
     if faults:
-        more = [f"and {len(faults) - 20} more"] if len(faults) > 20 else []
-        raise DataError("\n".join([f"{len(faults)} of {len(files)} images cannot be read:", *faults[:20], *more]))
+        raise DataError(f"{len(faults)} of {len(files)} images cannot be read:\n{first_of(faults)}")
     return 0
 
 

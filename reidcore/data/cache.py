@@ -99,8 +99,8 @@ class ImageCache:
             if self._full:
                 return
             os.pwrite(self._file, np.int64(used + pixels.nbytes).tobytes(), 0)
-        if os.pwrite(self._file, pixels, first) == pixels.nbytes:
-            os.pwrite(self._file, np.array([first, *image.shape[1:]], np.int64), _COUNT + _ROW * row)
+        if os.pwrite(self._file, pixels.data, first) == pixels.nbytes:
+            os.pwrite(self._file, np.array([first, *image.shape[1:]], np.int64).data, _COUNT + _ROW * row)
 
     def _read(self, first: int, into: Any) -> Any:
         os.preadv(self._file, [into], first)

@@ -23,21 +23,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from reidcore.data.cache import ImageCache
-from reidcore.data.reading import read_image
+from reidcore.data.reading import read_image, worker_count
 from reidcore.errors import DataError, ReidError, RunError
 from reidcore.kinds import Sampler
 from reidcore.types import UNKNOWN, Batch, Sample, Stream, World
 
 Key = tuple[int, int, int]
 Pipeline = Sequence[Callable[..., Tensor]]
-
-
-def worker_count(workers: int | None) -> int:
-    """Return the number of loader processes: `workers`, or as many as usable cores, at most 8."""
-    if workers is not None:
-        return workers
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, usable)
 
 
 class Loader:
@@ -106,7 +98,8 @@ def test_batches(
 ) -> Iterator[Tensor]:
     """Yield (B, 3, H, W) uint8 images in the order of `samples`, on the device.
 
-    Raises DataError for a bad image, and RunError when a loader process was killed. What is random in the pipeline depends on an image's place, counted from `first`, and on nothing else.
+    What is random in the pipeline depends on an image's place, counted from `first`, and on nothing else. Raises
+    DataError for a bad image, and RunError when a loader process was killed.
     """
     keys = [(0, first + index, index) for index in range(len(samples))]
     loader = DataLoader(

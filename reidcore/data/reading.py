@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from reidcore.errors import DataError
-from reidcore.types import Sample
+from reidcore.types import Sample, Splits
 
 _MEND = "replace it or take it out"
 _DAMAGE = (OSError, SyntaxError, ValueError)
 """What PIL raises for most damages. For some it raises whatever its parser stumbles over."""
-_TURNS = {
+_TURNS: dict[Any, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -52,6 +55,45 @@ def read_image(sample: Sample) -> Tensor:
             raise  # a mistake in how the picture is drawn
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"cannot read the image {sample.name}: {reason}; {_MEND}") from None
+
+
+def leave_out_unreadable(splits: Splits, paired: bool) -> tuple[Splits, list[str]]:
+    """Read every image once. Return the splits without those that cannot be read, and what is wrong with each.
+
+    paired: whether each query is compared with the gallery image at its place only, and left out with it.
+    Raises DataError when no image can be read.
+    """
+    parts = (splits.train, splits.query, splits.gallery)
+    samples = list({sample.name: sample for part in parts for sample in part}.values())
+    with ThreadPoolExecutor(worker_count(None)) as pool:  # decoders leave the interpreter to the others meanwhile
+        looks = dict(zip([sample.name for sample in samples], pool.map(_fault, samples), strict=True))
+    faults = [fault for fault in looks.values() if fault]
+    if not faults:
+        return splits, []
+    if len(faults) == len(samples):
+        raise DataError(f"none of {len(samples)} images can be read; the first: {faults[0]}")
+    train, query, gallery = ([not looks[sample.name] for sample in part] for part in parts)
+    if paired:
+        query = gallery = [all(pair) for pair in zip(query, gallery, strict=True)]
+    kept = [tuple(compress(part, good)) for part, good in zip(parts, (train, query, gallery), strict=True)]
+    return Splits(kept[0], kept[1], kept[2], splits.notes), faults
+
+
+def _fault(sample: Sample) -> str:
+    """Return what is wrong with an image, or nothing."""
+    try:
+        read_image(sample)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def worker_count(workers: int | None) -> int:
+    """Return the number of loader processes: `workers`, or as many as usable cores, at most 8."""
+    if workers is not None:
+        return workers
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, usable)
 
 
 def as_pixels(image: Any) -> Tensor:
