@@ -187,7 +187,7 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
             page = write_report(folder, keeping, model, data.tests, data.holdout)
             terminal.note(f"report: {page}")
         if data.left_out:
-            terminal.warn(f"{len(data.left_out)} images were left out, since they cannot be read; log.jsonl lists them")
+            terminal.warn(f"images left out, since they cannot be read: {len(data.left_out)}; log.jsonl lists them")
         if failed:
             again = f"the run is finished; to export it again: reidcore export {folder} --to NAME"
             raise RunError("\n".join([*failed, again]))

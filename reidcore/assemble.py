@@ -156,7 +156,7 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
         if train:
             _check_chosen(recipe, test.label, test.postprocess)
     if left_out:
-        text = f"{len(left_out)} images cannot be read and are left out:\n{first_of(list(left_out))}"
+        text = f"images left out, since they cannot be read: {len(left_out)}\n{first_of(list(left_out))}"
         warnings.warn(text, ImageWarning, stacklevel=2)
     identities, labels = np.unique([sample.identity for sample in samples], return_inverse=True)
     notes = tuple(note for splits in built for note in splits.notes)
