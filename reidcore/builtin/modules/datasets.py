@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,14 +176,15 @@ def read_folder(path: Path, pattern: re.Pattern[str], form: str) -> tuple[Sample
         return ()
     known = _suffixes()
     samples, faults = [], []
-    for file in sorted(path.iterdir()):
-        if file.suffix.lower() not in known or file.name.startswith("."):
+    for name in sorted(os.listdir(path)):  # names, since paths are compared and taken apart ten times as slowly
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() not in known or name.startswith("."):
             continue
-        match = pattern.fullmatch(file.stem)
+        match = pattern.fullmatch(stem)
         if match is None:
-            faults.append(file.name)
+            faults.append(name)
         else:
-            samples.append(Sample(file, int(match[1]), int(match[2])))
+            samples.append(Sample(path / name, int(match[1]), int(match[2])))
     if not samples and not faults and (folders := [entry for entry in path.iterdir() if entry.is_dir()]):
         raise DataError(
             f"{path} holds {len(folders)} folders but no images; put the images into it with names of the form {form}, "
