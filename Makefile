@@ -1,13 +1,18 @@
-# `make demo` and `make test` need Python >= 3.11 and make, nothing else.
+# `make demo`, `make docs` and `make test` need Python >= 3.11 and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := $(addprefix -e ./,. $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)))
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo test test-all test-packages clean
+.PHONY: demo docs test test-all test-packages clean
 
 demo: .venv/installed
 	$(BIN)/reidcore run examples/quickstart.toml --output runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+# pages that work from a folder, without a server: open site/index.html
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
 
 # the tests' tensors are small: a second thread costs more than it gives
 test test-packages test-all: export OMP_NUM_THREADS = 1
@@ -33,9 +38,13 @@ test-all: .venv/tools
 	$(BIN)/python -m pip install --quiet $(PACKAGES)
 	touch $@
 
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
 .venv/tools: .venv/installed
-	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet --group dev --group docs
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv site

@@ -1,4 +1,4 @@
-"""Write `docs/kinds/`: one page a kind, from its hook, its protocols, its checks and the core's components.
+"""Write `docs/kinds/`: one page a kind, from its hook, its protocols and its checks, and the list of them.
 
 python docs/make_kinds.py
 """
@@ -25,6 +25,24 @@ TABLES = {
 }
 
 
+def index() -> str:
+    """Return the list of kinds, as Markdown."""
+    lines = [
+        "# Kinds of parts",
+        "",
+        "What a part of each kind is given, what it has to do, and what `reidcore.testing` checks of it: for those who",
+        "write one, as [Plugins](../plugins.md) tells. Which parts there are is listed in the",
+        "[reference](../reference/parts/index.md).",
+        "",
+        "| kind | hook | what it is |",
+        "|------|------|------------|",
+    ]
+    for kind in KINDS.values():
+        hook = inspect.getdoc(getattr(hookspecs, kind.hook)) or ""
+        lines.append(f"| [{kind.name}]({kind.name}.md) | `{kind.hook}` | {hook.splitlines()[0]} |")
+    return "\n".join(lines) + "\n"
+
+
 def page(kind: Kind) -> str:
     """Return the page of one kind, as Markdown."""
     build = kind.protocol.build  # type: ignore[attr-defined]
@@ -36,6 +54,17 @@ def page(kind: Kind) -> str:
         f"`reidcore new-plugin reid-NAME --kind {kind.name}` writes a package with one.",
         "",
         "```python",
+        "from attrs import frozen",
+        "from reidcore import Component, hookimpl",
+        "",
+        "",
+        "@frozen(kw_only=True)",
+        "class Mine:",
+        '    """What listings say of it."""',
+        "",
+        f"    def build({', '.join(inspect.signature(build).parameters)}): ...",
+        "",
+        "",
         "@hookimpl",
         f"def {kind.hook}():",
         '    yield Component(name="mine", config=Mine)',
@@ -57,7 +86,10 @@ def page(kind: Kind) -> str:
     lines += [f"- `{check.__name__}`: {_flat(check)}" for check in (*CHECKS["every"], *CHECKS[kind.name])]
     if components := Catalog.of().components(kind.name):
         lines += ["", "## In the core", "", "| name | what it is |", "|------|------------|"]
-        lines += [f"| `{item.name}` | {item.summary} |" for item in components]
+        lines += [
+            f"| [`{item.name}`](../reference/parts/{kind.name}.md#{item.name.replace('.', '')}) | {item.summary} |"
+            for item in components
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -127,5 +159,6 @@ def _flat(item: object) -> str:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
+    (FOLDER / "index.md").write_text(index(), encoding="utf-8")
     for kind in KINDS.values():
         (FOLDER / f"{kind.name}.md").write_text(page(kind), encoding="utf-8")

@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -145,9 +145,15 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(os_message(error, "make the run folder", folder)) from None
+    begun = (folder / RECIPE).exists()
     _write(folder / RECIPE, fill(loaded, versions(loaded)))
     loggers: list[Logger] = [JsonLines(folder / "log.jsonl"), terminal]
-    loggers += [part.build(folder) for part in recipe.logger]
+    try:
+        loggers += [part.build(folder) for part in recipe.logger]
+    except ReidError:
+        if not begun:  # nothing stands in the way of trying again
+            (folder / RECIPE).unlink()
+        raise
     run_.loggers = loggers
     unlabelled = f" and {len(data.targets)} of the target" if data.targets else ""
     terminal.note(
@@ -162,7 +168,7 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         here = taken.loaded + len(taken.only_here) + len(taken.reshaped)
         started = f"started from {recipe.run.init}: {taken.loaded} of {here} tensors fit"
         terminal.note("\n  ".join([started, *taken.misfits()]))
-    try:
+    with _reported(run_, loggers):
         if recipe.evaluation.before and not run_.step and not (folder / BEFORE).is_file():
             _write_metrics(folder / BEFORE, _evaluate(run_, evaluator, run_.model, data.tests, 0, data.holdout))
         with _interruptible(run_):
@@ -174,26 +180,24 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         results = done.get(epoch) or _evaluate(run_, keeping, model, data.tests, epoch, data.holdout)
         save_results(folder, results)
         _write_metrics(folder / RESULTS, results)
-        images = _examples(loaded, data.train.samples or data.targets) if exporters else np.empty(0, np.uint8)
-        failed = []
-        for position, exporter in enumerate(exporters):
-            name = component_of(loaded.catalog, loaded.recipe.export[position]).name
-            try:
-                exported = export(model, exporter, images, folder / "export" / name, _about(model, loaded, folder))
-                terminal.note(describe_exported(exported))
-            except (ContractError, RunError) as error:
-                failed.append(str(error))
-        if recipe.run.report:
-            page = write_report(folder, keeping, model, data.tests, data.holdout)
-            terminal.note(f"report: {page}")
-        if data.left_out:
-            terminal.warn(f"images left out, since they cannot be read: {len(data.left_out)}; log.jsonl lists them")
-        if failed:
-            again = f"the run is finished; to export it again: reidcore export {folder} --to NAME"
-            raise RunError("\n".join([*failed, again]))
-    finally:
-        for logger in loggers:
-            logger.close()
+    images = _examples(loaded, data.train.samples or data.targets) if exporters else np.empty(0, np.uint8)
+    failed = []
+    for position, exporter in enumerate(exporters):
+        name = component_of(loaded.catalog, loaded.recipe.export[position]).name
+        try:
+            exported = export(model, exporter, images, folder / "export" / name, _about(model, loaded, folder))
+            terminal.note(describe_exported(exported))
+        except (ContractError, RunError) as error:
+            failed.append(str(error))
+    if recipe.run.report:
+        page = write_report(folder, keeping, model, data.tests, data.holdout)
+        terminal.close()
+        terminal.note(f"report: {page}")
+    if data.left_out:
+        terminal.warn(f"images left out, since they cannot be read: {len(data.left_out)}; log.jsonl lists them")
+    if failed:
+        again = f"the run is finished; to export it again: reidcore export {folder} --to NAME"
+        raise RunError("\n".join([*failed, again]))
 
 
 def evaluate_run(
@@ -646,6 +650,23 @@ def _write(file: Path, text: str) -> None:
         partial.replace(file)
     except OSError as error:
         raise RunError(os_message(error, "write", file)) from None
+
+
+@contextmanager
+def _reported(run: Run, loggers: Sequence[Logger]) -> Iterator[None]:
+    """Tell the loggers how the run ends, and close them."""
+    end = {"status": "finished"}
+    try:
+        yield
+    except BaseException as error:
+        stopped = run.interrupted or isinstance(error, KeyboardInterrupt)
+        end = {"status": "interrupted" if stopped else "failed", "text": str(error) or type(error).__name__}
+        raise
+    finally:
+        for logger in loggers:
+            with suppress(ReidError):  # the run has ended, whether that can be written or not
+                logger.log({"kind": "end", "epoch": run.epoch, "step": run.step, **end})
+            logger.close()
 
 
 @contextmanager

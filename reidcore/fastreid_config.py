@@ -41,6 +41,7 @@ _POOLS: dict[str, dict[str, Any]] = {
     "Identity": {"name": "identity"},
 }
 _MARGINS = {"CircleSoftmax": "circle", "ArcSoftmax": "arcface", "CosSoftmax": "cosface"}
+_PAIRS = {"CircleLoss": ("pair-circle", "CIRCLE"), "Cosface": ("pair-cosface", "COSFACE")}
 _SAMPLERS = {
     "NaiveIdentitySampler": "naive",
     "BalancedIdentitySampler": "identity-balanced",
@@ -127,7 +128,7 @@ def to_recipe(values: Mapping[str, Any], name: str) -> tuple[dict[str, Any], lis
         "train": [dict(_DATASETS[data][0]) for data in sets if data in _DATASETS],
         "test": [{**_DATASETS[data][0], "label": data} for data in tests if data in _DATASETS],
         "input": {"height": height, "width": width},
-        "transform": _transforms(take),
+        "transform": _transforms(take, left, height, width),
         "sampler": _sampler(take, left, batch, each),
         "backbone": _backbone(take, left),
         "aggregator": _pool(take, left),
@@ -142,10 +143,8 @@ def to_recipe(values: Mapping[str, Any], name: str) -> tuple[dict[str, Any], lis
             "distance": take("TEST.METRIC", "cosine"),
         },
     }
-    if take("TEST.RERANK.ENABLED", False):
-        part = {"name": "k-reciprocal", "k1": take("TEST.RERANK.K1", 20), "k2": take("TEST.RERANK.K2", 6)}
-        for test in recipe["test"]:
-            test["postprocess"] = [{**part, "weight": take("TEST.RERANK.LAMBDA", 0.3)}]
+    if chain := _chain(take, left):
+        recipe["test"] = [{**test, "postprocess": chain} for test in recipe["test"]]
     left += [f"{key} = {value}" for key, value in values.items() if key not in take.seen and key not in _ELSEWHERE]
     return recipe, left
 
@@ -154,17 +153,53 @@ def _requires(backbone: str) -> list[str]:
     return ["reid-resnest>=0.1"] if "resnest" in backbone else []
 
 
-def _transforms(take: _Config) -> list[dict[str, Any]]:
+def _chain(take: _Config, left: list[str]) -> list[dict[str, Any]]:
+    """Return what is done to embeddings and distances at the test."""
+    found: list[dict[str, Any]] = []
+    k, alpha, times = take("TEST.AQE.QE_K", 5), take("TEST.AQE.ALPHA", 3.0), take("TEST.AQE.QE_TIME", 1)
+    if take("TEST.AQE.ENABLED", False):
+        # it counts the image itself as one of the k
+        found += [{"name": "query-expansion", "k": k - 1, "alpha": alpha, "database": True}] * times
+        left.append("TEST.AQE: there the neighbours are of queries and gallery together, here of the gallery")
+    k1, k2, share = take("TEST.RERANK.K1", 20), take("TEST.RERANK.K2", 6), take("TEST.RERANK.LAMBDA", 0.3)
+    if take("TEST.RERANK.ENABLED", False):
+        found.append({"name": "k-reciprocal", "k1": k1, "k2": k2, "weight": share})
+    return found
+
+
+def _transforms(take: _Config, left: list[str], height: int, width: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     if take("INPUT.AUTOAUG.ENABLED", False):
         found.append({"name": "auto-augment", "probability": take("INPUT.AUTOAUG.PROB", 0.0)})
-    found.append({"name": "resize"})
+    area, ratio = take("INPUT.CROP.SCALE", (0.16, 1)), take("INPUT.CROP.RATIO", (3 / 4, 4 / 3))
+    size = tuple(take("INPUT.CROP.SIZE", (224, 224)))
+    if take("INPUT.CROP.ENABLED", False):
+        found.append({"name": "random-resized-crop", "area": list(area), "ratio": list(ratio)})
+        if size != (height, width):
+            left.append(f"INPUT.CROP.SIZE = {size}, which is another size than INPUT.SIZE_TRAIN")
+    else:
+        found.append({"name": "resize"})
     if take("INPUT.FLIP.ENABLED", take("INPUT.DO_FLIP", False)):
         found.append({"name": "flip", "probability": take("INPUT.FLIP.PROB", take("INPUT.FLIP_PROB", 0.5))})
     if take("INPUT.PADDING.ENABLED", take("INPUT.DO_PAD", False)):
         found.append({"name": "pad-crop", "padding": take("INPUT.PADDING.SIZE", take("INPUT.PADDING_SIZE", 10))})
-    if take("INPUT.REA.ENABLED", False):
-        found.append({"name": "random-erasing", "probability": take("INPUT.REA.PROB", 0.5)})
+    jitter = {
+        "probability": take("INPUT.CJ.PROB", 0.5),
+        "brightness": take("INPUT.CJ.BRIGHTNESS", 0.15),
+        "contrast": take("INPUT.CJ.CONTRAST", 0.15),
+        "saturation": take("INPUT.CJ.SATURATION", 0.1),
+        "hue": take("INPUT.CJ.HUE", 0.1),
+    }
+    mixed, erased, patched = take("INPUT.AUGMIX.PROB", 0.0), take("INPUT.REA.PROB", 0.5), take("INPUT.RPT.PROB", 0.5)
+    for part, table in (
+        ("CJ", {"name": "color-jitter", **jitter}),
+        ("AFFINE", {"name": "affine"}),
+        ("AUGMIX", {"name": "augmix", "probability": mixed, "severity": 1, "depth": 1, "alpha": 0.1}),
+        ("REA", {"name": "random-erasing", "probability": erased}),
+        ("RPT", {"name": "random-patch", "probability": patched}),
+    ):
+        if take(f"INPUT.{part}.ENABLED", False):
+            found.append(table)
     return found
 
 
@@ -251,6 +286,15 @@ def _losses(take: _Config, left: list[str]) -> list[dict[str, Any]]:
                 "feature": take("MODEL.HEADS.NECK_FEAT", "before"),
                 **({"margin": margin} if margin > 0 else {"soft": True}),
                 "weight": float(take("MODEL.LOSSES.TRI.SCALE", 1.0)),
+            }
+        elif name in _PAIRS:
+            part, key = _PAIRS[name]
+            loss = {
+                "name": part,
+                "feature": take("MODEL.HEADS.NECK_FEAT", "before"),
+                "margin": take(f"MODEL.LOSSES.{key}.MARGIN", 0.25),
+                "scale": float(take(f"MODEL.LOSSES.{key}.GAMMA", 128)),
+                "weight": float(take(f"MODEL.LOSSES.{key}.SCALE", 1.0)),
             }
         else:
             left.append(f"loss {name}")

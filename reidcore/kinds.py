@@ -381,10 +381,10 @@ class Logger(Protocol):
     """Receives what a run reports."""
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """Take one event: a flat mapping with a "kind" of "start", "init", "resume", "step", "epoch", "round" or
-        "evaluation".
+        """Take one event: a flat mapping with a "kind", such as "step", "epoch" or "evaluation", and perhaps a "step".
 
-        That of a round has a "text" for people.
+        `reidcore.events` lists the kinds and what is in them, and has `numbers(event)`, the figures by name. A "text"
+        is for people. The last event is the "end", whose "status" is "finished", "interrupted" or "failed".
         """
 
     def close(self) -> None:

@@ -220,9 +220,14 @@ def describe_chosen(chosen: Mapping[str, float]) -> str:
     return f"; chosen on held-out identities: {values}" if values else ""
 
 
+def _size(count: int) -> str:
+    """Return a number of bytes as people read it."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
 def describe_exported(exported: Exported) -> str:
     """Return what was written, and what was proven."""
-    files = " and ".join(f"{file} ({file.stat().st_size / 1e6:.1f} MB)" for file in exported.files)
+    files = " and ".join(f"{file} ({_size(file.stat().st_size)})" for file in exported.files)
     proof = (
         f"proven on {exported.images} images in batches of 1, 3 and 32: no embedding differs from the model's by more "
         f"than {exported.difference:.1e} (1 - cosine)"

@@ -10,7 +10,8 @@ import pytest
 import reidcore as package
 
 ROOT = Path(package.__file__).parent
-PUBLIC = {"hookspecs", "kinds", "types", "component", "errors", "retrieval", "export", "testing", "layers", "weights"}
+PUBLIC = {"hookspecs", "kinds", "types", "component", "errors", "events", "retrieval", "export", "testing"}
+PUBLIC |= {"layers", "weights"}
 ORDER = ["errors", "types", "kinds", "component", "hookspecs", "catalog", "structure", "recipe", "schema", "cli"]
 PLUGINS = [file.parent for file in sorted(Path(__file__).parent.parent.glob("plugins/*/reid_*/__init__.py"))]
 

@@ -14,6 +14,7 @@ def parts() -> tuple[ModuleType, ...]:
         datasets,
         exporters,
         heads,
+        loggers,
         losses,
         metrics,
         optimizers,
@@ -44,4 +45,5 @@ def parts() -> tuple[ModuleType, ...]:
         optimizers,
         schedulers,
         tasks,
+        loggers,
     )

@@ -6,7 +6,7 @@ import argparse
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib import import_module
 from io import TextIOWrapper
@@ -41,16 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names in a listing must not end it where they cannot be encoded
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
-    parser = argparse.ArgumentParser(prog="reidcore", description="Instance re-identification from recipes.")
-    parser.add_argument("--version", action="version", version=f"reidcore {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
-    for verb, help in VERBS.items():
-        sub = verbs.add_parser(verb, help=help, description=help.capitalize() + ".")
-        if verb == chosen:  # the others' modules are not needed
-            _module(verb).add_arguments(sub)
-            sub.add_argument("-q", "--quiet", action="store_true", help="print the result only")
-            sub.add_argument("-v", "--verbose", action="store_true", help="with an error, print where it came from")
+    parser = make_parser([chosen] if chosen in VERBS else [])
     options = parser.parse_args(arguments)
     try:
         with warnings.catch_warnings():
@@ -70,6 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     return status
+
+
+def make_parser(verbs: Iterable[str] = VERBS) -> argparse.ArgumentParser:
+    """Return the parser of the command line. It knows the arguments of `verbs` only, whose modules it imports."""
+    parser = argparse.ArgumentParser(prog="reidcore", description="Instance re-identification from recipes.")
+    parser.add_argument("--version", action="version", version=f"reidcore {__version__}")
+    choices = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, help in VERBS.items():
+        sub = choices.add_parser(verb, help=help, description=help.capitalize() + ".")
+        if verb in verbs:
+            _module(verb).add_arguments(sub)
+            sub.add_argument("-q", "--quiet", action="store_true", help="print the result only")
+            sub.add_argument("-v", "--verbose", action="store_true", help="with an error, print where it came from")
+    return parser
 
 
 def _module(verb: str) -> Any:

@@ -96,14 +96,21 @@ def _record(catalog: Catalog, kind: Kind, component: Component) -> dict[str, Any
         "module": component.config.__module__,
         "file": file,
         "line": line,
-        "options": [_option_record(name, field, old, catalog) for name, field, old in _options(component.config)],
+        "options": option_records(component.config, catalog),
     }
+
+
+def option_records(config: type, catalog: Catalog) -> list[dict[str, Any]]:
+    """Return for each option of a config class its name, type, bounds, default and help, as they are printed."""
+    return [_option_record(name, field, old, catalog) for name, field, old in _options(config)]
 
 
 def _options(config: type, table: str = "") -> Iterator[tuple[str, attrs.Attribute[Any], list[str]]]:
     """Yield the name of each option ("table.key" within a table), its field, and the names that it had."""
     attrs.resolve_types(config)
     for field in attrs.fields(config):
+        if field.metadata.get("inline"):  # the options of the part that a table chooses
+            continue
         if attrs.has(field.type):
             yield from _options(field.type, f"{table}{field.name}.")
         else:
@@ -123,7 +130,7 @@ def _option_record(name: str, field: attrs.Attribute[Any], old_names: list[str],
         "required": default is attrs.NOTHING,
     }
     if default is not attrs.NOTHING:
-        record["default"] = schema.get("default", None if default is None else _toml(default))
+        record["default"] = schema.get("default", None if default is None else as_toml(default))
     more = {"choices": schema.get("enum"), "bounds": bounds, "old_names": old_names}
     return record | {key: value for key, value in more.items() if value}
 
@@ -148,7 +155,7 @@ def _print_page(catalog: Catalog, kind: Kind, component: Component) -> None:
     rows = [("OPTION", "ACCEPTS", "DEFAULT", "WHAT IT IS")]
     for option in record["options"]:
         help = option["help"] + (f" (old name: {', '.join(option['old_names'])})" if "old_names" in option else "")
-        default = "required" if option["required"] else _toml(option["default"])
+        default = "required" if option["required"] else as_toml(option["default"])
         rows.append((option["name"], option["accepts"], default, help))
     print_columns(rows if len(rows) > 1 else [("it has no options",)])
     print(f"\n{_example(catalog, kind, component)}")
@@ -162,11 +169,11 @@ def _example(catalog: Catalog, kind: Kind, component: Component) -> str:
         if default is attrs.NOTHING:
             path = f"datasets/{component.name}" if name == "root" else f"path/to/{name}"
             value = _placeholder(option_schema(field, catalog), path if field.type is Path else "change-this")
-            required[name] = f"{name} = {_toml(value)}  # change this: {field.metadata.get('help', '')}"
+            required[name] = f"{name} = {as_toml(value)}  # change this: {field.metadata.get('help', '')}"
         elif default is None:
             given[name] = f"# {name} = ...  # {describe_type(field.type)}; {field.metadata.get('help', '')}"
         else:
-            given[name] = f"{name} = {_toml(default)}"
+            given[name] = f"{name} = {as_toml(default)}"
     if "weights" in given and not _loads(catalog, component, required):  # such as a network without published ones
         given["weights"] = 'weights = "none"  # its default does not go with the other ones'
     name = catalog.names(kind.name, component)[0]
@@ -216,13 +223,14 @@ def _number(schema: Schema) -> float:
     return next((it for it in numbers if at_least <= it <= at_most and above < it < below), 1)
 
 
-def _toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """Return a value as a recipe has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (str, Path)):
         return json.dumps(str(value), ensure_ascii=False)
     if isinstance(value, (tuple, list)):
-        return f"[{', '.join(_toml(item) for item in value)}]"
+        return f"[{', '.join(as_toml(item) for item in value)}]"
     if isinstance(value, Mapping):
-        return f"{{ {', '.join(f'{_toml(key)} = {_toml(item)}' for key, item in value.items())} }}"
+        return f"{{ {', '.join(f'{as_toml(key)} = {as_toml(item)}' for key, item in value.items())} }}"
     return "absent" if value is None else str(value)

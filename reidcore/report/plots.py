@@ -32,7 +32,7 @@ class Line:
 
 @frozen(eq=False)
 class Bars:
-    """A histogram: (B + 1,) edges and (B,) shares."""
+    """A histogram: (B + 1,) edges, and (B,) shares that are drawn as densities, so that widths of bars play no role."""
 
     name: str
     edges: NDArray[Any]
@@ -130,7 +130,7 @@ def _colour(item: Line | Bars, number: int) -> str:
 
 def _steps(bars: Bars) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the outline of a histogram."""
-    return np.repeat(bars.edges, 2), np.concatenate([[0], np.repeat(bars.shares, 2), [0]])
+    return np.repeat(bars.edges, 2), np.concatenate([[0], np.repeat(bars.shares / np.diff(bars.edges), 2), [0]])
 
 
 def _numbers(values: NDArray[Any]) -> list[float | None]:
@@ -190,9 +190,8 @@ def overlaid(
                 "distances",
                 "Distances within and between identities",
                 "distance",
-                "share of pairs",
+                "density of pairs",
                 bars,
-                percent="y",
                 caption="How far apart images of one identity are, and images of two. The less they overlap, the "
                 "better a threshold can tell them apart. Junk is left out.",
             )

@@ -836,10 +836,10 @@ def factors_are_finite_at_every_step(kit: Kit) -> None:
 
 
 def takes_every_kind_of_event(kit: Kit) -> None:
-    """Steps, epochs and evaluations can be logged, with keys that it does not know."""
+    """Steps, epochs, evaluations and the rest can be logged, with keys and of kinds that it does not know."""
     with TemporaryDirectory() as folder:
         logger = kit.build(Path(folder))
-        for kind in ("step", "epoch", "evaluation", "another"):
+        for kind in ("step", "resume", "epoch", "evaluation", "another", "end"):
             logger.log(json.loads(json.dumps({"kind": kind, "epoch": 1, "step": 2, "loss": 0.5, "new": [1]})))
         logger.close()
 

@@ -186,9 +186,10 @@ def read_folder(path: Path, pattern: re.Pattern[str], form: str) -> tuple[Sample
         else:
             samples.append(Sample(path / name, int(match[1]), int(match[2])))
     if not samples and not faults and (folders := [entry for entry in path.iterdir() if entry.is_dir()]):
+        found = "1 folder" if len(folders) == 1 else f"{len(folders)} folders"
         raise DataError(
-            f"{path} holds {len(folders)} folders but no images; put the images into it with names of the form {form}, "
-            "or list them in a table for the data set 'csv'"
+            f"{path} holds {found} but no images; put the images into it with names of the form {form}, or list "
+            "them in a table for the data set 'csv'"
         )
     if faults:
         raise DataError(
