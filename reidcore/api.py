@@ -61,7 +61,7 @@ from reidcore.retrieval.store import EmbeddingWriter
 from reidcore.structure import component_of
 from reidcore.types import Sample
 
-_PLACE = re.compile(r"(test\.\d+\.(root|file|pairs)|train\.\d+\.(root|file)|run\.device|input\.workers)=")
+_PLACE = re.compile(r"(test\.\d+\.(root|file|pairs)|train\.\d+\.(root|file)|run\.device|input\.(workers|cache))=")
 RESULTS, BEFORE = "metrics.json", "metrics-before.json"
 
 
