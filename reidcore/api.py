@@ -63,7 +63,7 @@ from reidcore.retrieval.store import EmbeddingWriter
 from reidcore.structure import component_of
 from reidcore.types import ALONE, Sample, World
 
-_PLACE = re.compile(r"(test\.\d+\.(root|file|pairs)|train\.\d+\.(root|file)|run\.device|input\.workers)=")
+_PLACE = re.compile(r"(test\.\d+\.(root|file|pairs)|train\.\d+\.(root|file)|run\.device|input\.(workers|cache))=")
 RESULTS, BEFORE = "metrics.json", "metrics-before.json"
 
 
@@ -171,6 +171,8 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
     )
     machine = describe(run_.device) | ({"processes": world.size} if world.size > 1 else {})
     run_.log(kind="start", began=datetime.now().astimezone().isoformat(" ", "seconds"), **machine)
+    if data.left_out:
+        run_.log(kind="left-out", images=data.left_out)
     if taken:
         run_.log(kind="init", run=str(recipe.run.init), **asdict(taken))
         here = taken.loaded + len(taken.only_here) + len(taken.reshaped)
@@ -204,6 +206,8 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
             terminal.note(describe_exported(exported))
         except (ContractError, RunError) as error:
             failed.append(str(error))
+    if data.left_out:
+        terminal.warn(f"images left out, since they cannot be read: {len(data.left_out)}; log.jsonl lists them")
     if failed:
         failed.append(f"the run is finished; to export it again: reidcore export {folder} --to NAME")
     if recipe.run.report:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
@@ -19,9 +20,9 @@ from torch import nn
 
 from reidcore.builtin.modules.transforms import Resize
 from reidcore.checkpoint import WEIGHTS, find_init
-from reidcore.data import Loader
+from reidcore.data import ImageCache, Loader, cache_room, leave_out_unreadable
 from reidcore.distributed import average_norms, of_main, synchronise_norms
-from reidcore.errors import ContractError, DataError, ReidError, RunError, offer
+from reidcore.errors import ContractError, DataError, ImageWarning, ReidError, RunError, first_of, offer
 from reidcore.features import KeptFeatures, room_for
 from reidcore.kinds import Loss, Sampler, SamplerConfig, TransformConfig
 from reidcore.loop import Freezer, Losses, Run
@@ -79,7 +80,10 @@ class Test:
 
 @frozen(eq=False)
 class Data:
-    """All images of an experiment, read and labelled. identities: those of the classes, in order."""
+    """All images of an experiment, read and labelled.
+
+    identities: those of the classes, in order; left_out: what is wrong with each image that is not used for it.
+    """
 
     train: Stream
     targets: tuple[Sample, ...]
@@ -87,6 +91,7 @@ class Data:
     tests: tuple[Test, ...]
     holdout: Test | None
     notes: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -97,20 +102,27 @@ class Data:
 def read_data(loaded: Loaded, train: bool = True) -> Data:
     """Read the lists of the recipe's data sets; without `train` only those of the tests.
 
-    Raises DataError when something is missing.
+    Raises DataError when something is missing; warns of images that are left out (`[input] on_bad_image`).
     """
     recipe = loaded.recipe
+    skip = recipe.input.on_bad_image == "skip"
     configs: list[Any] = []
     built: list[Splits] = []
+    left_out: dict[str, None] = {}
 
-    def number(dataset: Any) -> int:
-        if dataset not in configs:
-            built.append(dataset.build())
-            configs.append(dataset)
-        return configs.index(dataset)
+    def number(dataset: Any, paired: bool = False) -> int:
+        key = dataset, skip and paired
+        if key not in configs:
+            splits = dataset.build()
+            if skip:
+                splits, faults = leave_out_unreadable(splits, paired)
+                left_out.update(dict.fromkeys(faults))
+            built.append(splits)
+            configs.append(key)
+        return configs.index(key)
 
-    def read(dataset: Any) -> Splits:
-        return built[number(dataset)]
+    def read(dataset: Any, paired: bool = False) -> Splits:
+        return built[number(dataset, paired)]
 
     samples: list[Sample] = []
     targets: tuple[Sample, ...] = ()
@@ -126,10 +138,10 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
     tests = tuple(
         Test(
             label=loaded.label(position),
-            splits=read(test.dataset),
+            splits=read(test.dataset, test.compared == "verification"),
             protocol="all-cameras" if (test.cameras, test.compared) == ("ignore", "cross-camera") else test.compared,
             postprocess=tuple(part.build() for part in test.postprocess),
-            source=number(test.dataset),
+            source=number(test.dataset, test.compared == "verification"),
             known_cameras=[entry.dataset for entry in recipe.train] == [test.dataset],  # joined sets are renumbered
             query_transform=test.query_transform,
         )
@@ -144,9 +156,12 @@ def read_data(loaded: Loaded, train: bool = True) -> Data:
         build_query_transforms(test.query_transform, recipe.input, test.label)
         if train:
             _check_chosen(recipe, test.label, test.postprocess)
+    if left_out:
+        text = f"images left out, since they cannot be read: {len(left_out)}\n{first_of(list(left_out))}"
+        warnings.warn(text, ImageWarning, stacklevel=2)
     identities, labels = np.unique([sample.identity for sample in samples], return_inverse=True)
     notes = tuple(note for splits in built for note in splits.notes)
-    return Data(Stream(samples, labels), targets, identities.tolist(), tests, holdout, notes)
+    return Data(Stream(samples, labels), targets, identities.tolist(), tests, holdout, notes, tuple(left_out))
 
 
 def require_images(data: Data) -> None:
@@ -608,6 +623,9 @@ def assemble(
             int(np.random.SeedSequence([recipe.run.seed, world.rank]).generate_state(1, np.uint64)[0] >> 1)
         )
 
+    room = cache_room(recipe.input.cache, int(os.environ.get("LOCAL_WORLD_SIZE", world.size)))
+    kept = ImageCache((*data.train.samples, *data.targets), room) if room else None
+
     def make_loader(stream: Stream) -> Loader:
         sampler = build_sampler(recipe.sampler, stream, recipe.run.seed)
         return Loader(
@@ -619,6 +637,7 @@ def assemble(
             workers=recipe.input.workers,
             device=device,
             world=world,
+            cache=kept,
         )
 
     return Run(

@@ -1,4 +1,4 @@
-"""What a person can mend: errors, which the command line prints as one message and exits with 2, and a warning."""
+"""What a person can mend: errors, which the command line prints as one message and exits with 2, and warnings."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -35,6 +35,15 @@ class RunError(ReidError):
 
 class ReidDeprecationWarning(FutureWarning):
     """A name that still works and will not for ever; the message says what to write instead."""
+
+
+class ImageWarning(UserWarning):
+    """Images that cannot be read and are left out, as the recipe says."""
+
+
+def first_of(lines: Sequence[str], most: int = 20) -> str:
+    """Return the first of many lines, and how many more there are."""
+    return "\n".join([*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])])
 
 
 def os_message(error: OSError, doing: str, path: Path) -> str:

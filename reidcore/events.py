@@ -3,6 +3,7 @@
 An event is a flat mapping that can be written as JSON. Loggers meet, by "kind":
 
     start        of each process that trains: "began", a date and time, "machine", "device", "system"
+    left-out     "images": what is wrong with each image that cannot be read and is not used
     init         once, of a run that starts from another one: "run", and which of its weights fit
     resume       "epoch", "step", that a checkpoint has and the run goes on from; what is of a later step comes again
     step         "epoch", "step", "steps", "loss", "losses" by name, "lr", "images_per_second", "seconds_left"

@@ -291,7 +291,9 @@ class DatasetConfig(Protocol):
 class Transform(Protocol):
     """Changes one training image. Randomness comes from torch's global generator, which the loader seeds.
 
-    A transform with the attribute `mixes = True` sees other images too: it is a `MixingTransform`.
+    A transform with the attribute `mixes = True` sees other images too: it is a `MixingTransform`. One with
+    `random = False` makes the same of the same image at all times; first in a recipe, it is called once an image if
+    there is memory to keep what it makes.
     """
 
     @property

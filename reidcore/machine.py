@@ -35,3 +35,24 @@ def _memory() -> str:
     except (AttributeError, ValueError, OSError):  # as on Windows
         return ""
     return f", {size / 2**30:.0f} GiB of memory"
+
+
+def free_memory() -> int:
+    """Return how many bytes the machine, or the container that it is in, can still give to programs; 0 if unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+    except OSError:  # not Linux
+        return 0
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+    for group, most, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            limit, taken = (Path(group, name).read_text("utf-8") for name in (most, used))
+            stat = dict(line.split() for line in Path(group, "memory.stat").read_text("utf-8").splitlines())
+        except OSError:
+            continue
+        if limit.strip() != "max":  # files that were read count as taken, and are given up when memory is short
+            free = min(free, int(limit) - int(taken) + int(stat.get("inactive_file", 0)))
+    return max(0, free)

@@ -35,6 +35,14 @@ class InputOptions:
     height: int = option(256, help="pixels", at_least=1)
     width: int = option(128, help="pixels", at_least=1)
     workers: int | None = option(None, help="loader processes; as many as cores (at most 8) when absent", at_least=0)
+    cache: float | Literal["auto"] = option(
+        "auto",
+        help="GiB of decoded training images to keep in memory, 0 is none; 'auto': at most a third of what is free",
+        at_least=0,
+    )
+    on_bad_image: Literal["error", "skip"] = option(
+        "error", help="'skip': look at every image first, and leave out and list those that cannot be read"
+    )
 
 
 @frozen(kw_only=True)

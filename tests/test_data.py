@@ -1,10 +1,13 @@
 """`reidcore data`: what is in a data set, and what is wrong with it."""
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from reidcore.data import image_size
 from reidcore.testing import toy_data
 
 
@@ -38,6 +41,35 @@ def test_files_that_cannot_be_read_are_listed(tmp_path, reidcore) -> None:
     assert err.startswith("1 of 56 images cannot be read:\n") and "0001_c1_empty.png" in err
     whole = reidcore("data", "folder", "--root", root, "--whole").err
     assert whole.startswith("2 of 56 images cannot be read:\n") and "0006_c1_cut.png" in whole
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": b"Exif\0\0" + b"x" * 60_000}, {"quality": 5}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_the_size_in_a_header_is_that_of_the_image(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
+    for suffix in ("jpg", "png", "webp"):
+        if suffix == "jpg" or mode == "RGB":
+            file = tmp_path / f"a.{suffix}"
+            Image.new(mode, (37, 21)).save(file, **options)
+            assert image_size(file) == (37, 21)
+
+
+def test_a_header_that_is_not_a_usual_one_is_left_to_pil(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    Image.new("RGB", (37, 21)).save(file)
+    whole = file.read_bytes()
+    for size in range(len(whole)):
+        head = whole[:size]
+        file.write_bytes(head)
+        try:
+            found = image_size(file)
+        except (OSError, SyntaxError):
+            continue
+        assert found == (37, 21)
+    for place in range(min(len(whole), 170)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with suppress(OSError, SyntaxError, ValueError, IndexError):
+            width, height = image_size(file)
+            assert width > 0 and height > 0
 
 
 def test_a_sheet_shows_people_in_rows(tmp_path, reidcore) -> None:

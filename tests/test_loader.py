@@ -2,8 +2,10 @@
 
 import gc
 import io
+import multiprocessing
 import os
 import re
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,8 +23,9 @@ from torch import Tensor
 from reidcore.builtin.modules.samplers import IdentityBalanced
 from reidcore.builtin.modules.transforms import Flip, PadCrop, RandomErasing, RandomPatch, Resize
 from reidcore.data import Loader, as_pixels, read_image, test_batches
-from reidcore.data.loader import split_batch, worker_count
-from reidcore.errors import DataError
+from reidcore.data.loader import split_batch
+from reidcore.data.reading import worker_count
+from reidcore.errors import DataError, RunError
 from reidcore.types import ALONE, Batch, Sample, Stream, World
 
 test_batches.__test__ = False  # type: ignore[attr-defined]
@@ -439,6 +442,45 @@ def test_the_processes_end_with_a_loader_that_failed(tmp_path: Path) -> None:
         assert not any(process.is_alive() for process in fail())
     finally:
         gc.enable()
+
+
+KILLED = (
+    "a process that reads images was killed, most likely because memory ran out; lower input.workers or input.cache, "
+    "or enlarge /dev/shm if it is small, as in a container; a training goes on with --resume"
+)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_killed_process_is_one_clean_sentence_and_no_hang(training: bool) -> None:
+    samples = [Sample(Drawing(number), number // 4) for number in range(80)]
+    handler = signal.getsignal(signal.SIGCHLD)
+    before = set(multiprocessing.active_children())
+    batches = batches_of(samples, 2, training)
+    next(batches)
+    for process in set(multiprocessing.active_children()) - before:
+        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+    with pytest.raises(RunError) as caught:
+        list(batches)
+    assert str(caught.value) == KILLED
+    assert signal.getsignal(signal.SIGCHLD) == handler  # torch's might raise in the middle of a step
+
+
+def test_ctrl_c_is_for_the_training_alone() -> None:
+    loader = make_loader(workers=1)
+    batches = loader.batches(0)
+    next(batches)
+    for process in loader.loader._iterator._workers:
+        os.kill(process.pid, signal.SIGINT)
+    assert len(list(batches)) == len(loader) - 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_in_a_transform_is_not_taken_for_a_killed_process(workers: int) -> None:
+    def mistaken(image: Tensor) -> Tensor:
+        raise RuntimeError("DataLoader worker is what it calls itself")
+
+    with pytest.raises(RuntimeError, match="is what it calls itself"):
+        list(make_loader(pipeline=[mistaken], workers=workers).batches(0))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -145,6 +145,25 @@ def test_a_larger_image_is_cropped_to_the_input_size() -> None:
     assert PadCrop(8, 6, 2, 0)(noise()).shape == (3, 8, 6)
 
 
+def test_a_crop_is_what_padding_all_of_the_image_first_would_give() -> None:
+    sizes = random.Random(0)
+    cropped = 0
+    for seed in range(600):
+        height, width, h, w = (sizes.randint(1, 30) for _ in range(4))
+        padding = sizes.randint(0, 40)  # beyond the crop's size, so that it may see nothing of the image
+        if min(height + 2 * padding - h, width + 2 * padding - w) < 0:
+            continue
+        image = noise(height, width, seed)
+        result = seeded(PadCrop(h, w, padding, 9), image, seed)
+        torch.manual_seed(seed)
+        top = int(torch.randint(height + 2 * padding - h + 1, ()))
+        left = int(torch.randint(width + 2 * padding - w + 1, ()))
+        padded = torch.nn.functional.pad(image, [padding] * 4, value=9)
+        assert torch.equal(result, padded[:, top : top + h, left : left + w])
+        cropped += 1
+    assert cropped > 500
+
+
 def test_an_image_too_small_to_crop_from_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(DataError, match=r"an image of 24x16 pixels, too small to crop 64x32 from; place 'resize'"):
         PadCrop(64, 32, 10, 0)(noise())

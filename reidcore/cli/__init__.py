@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from reidcore import __version__
-from reidcore.errors import ReidDeprecationWarning, ReidError
+from reidcore.errors import ImageWarning, ReidDeprecationWarning, ReidError
 
 VERBS = {
     "run": "train and evaluate a recipe",
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.arguments = arguments
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", ReidDeprecationWarning)
+            for ours in (ReidDeprecationWarning, ImageWarning):
+                warnings.simplefilter("always", ours)
             warnings.showwarning = partial(_show_warning, warnings.showwarning, set())
             status: int = _module(options.verb).main(options)
     except ReidError as error:
@@ -85,8 +86,8 @@ def _module(verb: str) -> Any:
 def _show_warning(
     show: Callable[..., None], shown: set[str], message: Warning | str, category: type[Warning], *where: Any
 ) -> None:
-    """Print what is deprecated as one line, once; leave other warnings to `show`."""
-    if not issubclass(category, ReidDeprecationWarning):
+    """Print the text of our own warnings, once; leave others to `show`."""
+    if not issubclass(category, (ReidDeprecationWarning, ImageWarning)):
         show(message, category, *where)
     elif (line := str(message)) not in shown:
         shown.add(line)

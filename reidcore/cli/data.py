@@ -11,12 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
 from reidcore.catalog import discover
 from reidcore.cli.listing import print_columns
-from reidcore.data import read_image
-from reidcore.errors import DataError, RecipeError
+from reidcore.data import image_size, read_image
+from reidcore.errors import DataError, RecipeError, first_of
 from reidcore.recipe import load_recipe
 from reidcore.reporting import Bar, make_console
 from reidcore.retrieval.sheet import check_sheet, draw_samples
@@ -24,6 +22,8 @@ from reidcore.types import UNKNOWN, Sample, Splits
 
 SHEET = (8, 8)
 """Identities, and images of each, on a sheet."""
+PART = 100
+"""Images that a thread looks at in turn."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -47,14 +47,17 @@ def main(options: Namespace) -> int:
     files = list({sample.name: sample for part in parts.values() for sample in part}.values())
     sizes: dict[str, tuple[int, int]] = {}
     faults: list[str] = []
+    done = 0
     with Bar(make_console(stderr=True), options.quiet) as bar, ThreadPoolExecutor() as pool:
-        looks = pool.map(partial(_look, whole=options.whole), files)
-        for count, (sample, found) in enumerate(zip(files, looks, strict=True), start=1):
-            if isinstance(found, DataError):
-                faults.append(str(found))
-            else:
-                sizes[sample.name] = found
-            bar("looking at images", count, len(files))
+        groups = [files[start : start + PART] for start in range(0, len(files), PART)]
+        for group, looks in zip(groups, pool.map(partial(_look, whole=options.whole), groups), strict=True):
+            for sample, found in zip(group, looks, strict=True):
+                if isinstance(found, DataError):
+                    faults.append(str(found))
+                else:
+                    sizes[sample.name] = found
+            done += len(group)
+            bar("looking at images", done, len(files))
     head = ("SPLIT", "IMAGES", "IDENTITIES", "EACH", "CAMERAS", "PIXELS")
     print_columns([head, *(_row(name, part, sizes) for name, part in parts.items() if part)])
     for note in splits.notes:
@@ -64,8 +67,7 @@ def main(options: Namespace) -> int:
         draw_samples(rows, options.sheet)
         print(f"{options.sheet}: images of {len(rows)} identities")
     if faults:
-        more = [f"and {len(faults) - 20} more"] if len(faults) > 20 else []
-        raise DataError("\n".join([f"{len(faults)} of {len(files)} images cannot be read:", *faults[:20], *more]))
+        raise DataError(f"{len(faults)} of {len(files)} images cannot be read:\n{first_of(faults)}")
     return 0
 
 
@@ -86,14 +88,17 @@ def _build(options: Namespace) -> Splits:
     return splits
 
 
-def _look(sample: Sample, whole: bool) -> tuple[int, int] | DataError:
+def _look(samples: Sequence[Sample], whole: bool) -> list[tuple[int, int] | DataError]:
+    return [_look_at(sample, whole) for sample in samples]
+
+
+def _look_at(sample: Sample, whole: bool) -> tuple[int, int] | DataError:
     """Return width and height of an image, or what is wrong with it."""
     try:
         if whole or not isinstance(sample.image, Path):
             height, width = read_image(sample).shape[1:]
             return width, height
-        with Image.open(sample.image) as image:
-            return image.size
+        return image_size(sample.image)
     except DataError as error:
         return error
     except Exception:  # of a header; read as a whole, it says what it is

@@ -1,6 +1,16 @@
 """Reading images and making batches."""
 
+from reidcore.data.cache import ImageCache, cache_room
 from reidcore.data.loader import Loader, test_batches
-from reidcore.data.reading import as_pixels, read_image
+from reidcore.data.reading import as_pixels, image_size, leave_out_unreadable, read_image
 
-__all__ = ["Loader", "as_pixels", "read_image", "test_batches"]
+__all__ = [
+    "ImageCache",
+    "Loader",
+    "as_pixels",
+    "cache_room",
+    "image_size",
+    "leave_out_unreadable",
+    "read_image",
+    "test_batches",
+]

@@ -9,31 +9,27 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from contextlib import contextmanager
+from itertools import pairwise, takewhile
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from reidcore.data.reading import read_image
-from reidcore.errors import DataError, ReidError
+from reidcore.data.cache import ImageCache
+from reidcore.data.reading import read_image, worker_count
+from reidcore.errors import DataError, ReidError, RunError
 from reidcore.kinds import Sampler
 from reidcore.types import UNKNOWN, Batch, Sample, Stream, World
 
 Key = tuple[int, int, int]
 Pipeline = Sequence[Callable[..., Tensor]]
-
-
-def worker_count(workers: int | None) -> int:
-    """Return the number of loader processes: `workers`, or this process's share of the usable cores, at most 8."""
-    if workers is not None:
-        return workers
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 class Loader:
@@ -53,6 +49,7 @@ class Loader:
         workers: int | None,
         device: torch.device,
         world: World,
+        cache: ImageCache | None = None,
     ) -> None:
         self.stream, self.sampler = stream, sampler
         self.plan = _Plan(sampler, np.asarray(stream.labels), world)
@@ -61,13 +58,13 @@ class Loader:
         self.device = device
         count = worker_count(workers)
         self.loader = DataLoader(
-            _Images(stream.samples, pipeline, size, seed),
+            _Images(stream.samples, pipeline, size, seed, cache),
             batch_sampler=self.plan,  # type: ignore[arg-type]
             num_workers=count,
-            collate_fn=_collate,
+            collate_fn=_as_it_is,
             persistent_workers=count > 0,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_yield_to_training,
+            worker_init_fn=_start_worker,
             generator=torch.Generator(),  # its own, so that making an iterator leaves the global one alone
         )
 
@@ -75,10 +72,12 @@ class Loader:
         return len(self.sampler)
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the epoch's batches on the device, without the first `skip`. Raises DataError for a bad image."""
+        """Yield the epoch's batches on the device, without the first `skip`.
+
+        Raises DataError for a bad image, and RunError when a loader process was killed.
+        """
         self.plan.epoch, self.plan.skip = epoch, skip
-        for item in self.loader:
-            images, indices = _unwrap(item)
+        for images, indices in _items(self.loader):
             labels = torch.as_tensor(np.asarray(self.stream.labels)[indices.numpy()])
             cameras = torch.tensor([self.stream.samples[index].camera for index in indices.tolist()])
             yield Batch(
@@ -99,22 +98,23 @@ def test_batches(
     device: torch.device,
     first: int = 0,
 ) -> Iterator[Tensor]:
-    """Yield (B, 3, H, W) uint8 images in the order of `samples`, on the device. Raises DataError for a bad image.
+    """Yield (B, 3, H, W) uint8 images in the order of `samples`, on the device.
 
-    What is random in the pipeline depends on an image's place, counted from `first`, and on nothing else.
+    What is random in the pipeline depends on an image's place, counted from `first`, and on nothing else. Raises
+    DataError for a bad image, and RunError when a loader process was killed.
     """
     keys = [(0, first + index, index) for index in range(len(samples))]
     loader = DataLoader(
         _Images(samples, pipeline, size, seed=0),
         batch_sampler=[keys[start : start + batch] for start in range(0, len(keys), batch)],  # type: ignore[arg-type]
         num_workers=min(worker_count(workers), len(keys) // batch),
-        collate_fn=_collate,
+        collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_yield_to_training,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),
     )
-    for item in loader:
-        yield _to_device(_unwrap(item)[0], device)
+    for images, _ in _items(loader):
+        yield _to_device(images, device)
 
 
 def split_batch(labels: NDArray[Any], world: World) -> NDArray[Any]:
@@ -157,26 +157,53 @@ class _Plan:
 class _Images(Dataset[Any]):
     """Images, read and transformed a batch at a time, since a transform that mixes waits for all images of its batch.
 
-    The pipeline is cut into segments before each such transform.
+    The pipeline is cut into segments before each such transform. What comes before the first random one is done once
+    an image, if a cache keeps what comes out of it.
     """
 
-    def __init__(self, samples: Sequence[Sample], pipeline: Pipeline, size: tuple[int, int], seed: int) -> None:
-        self.samples, self.size, self.seed = samples, size, seed
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        pipeline: Pipeline,
+        size: tuple[int, int],
+        seed: int,
+        cache: ImageCache | None = None,
+    ) -> None:
+        self.samples, self.size, self.seed, self.cache = samples, size, seed, cache
+        self.rows = cache.rows(samples) if cache else []
+        self.fixed = list(takewhile(lambda transform: not getattr(transform, "random", True), pipeline))
+        pipeline = pipeline[len(self.fixed) :]
         cuts = [place for place, transform in enumerate(pipeline) if _mixes(transform)]
         self.segments = [pipeline[start:end] for start, end in pairwise([0, *cuts, len(pipeline)])]
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, int]] | ReidError:
+    def __getitems__(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor] | ReidError:
+        """Return the (B, 3, H, W) images and their (B,) indices."""
         try:
             with torch.random.fork_rng(devices=[]):
-                images = [self._transform(0, key, read_image(self.samples[key[2]])) for key in keys]
+                images = [self._transform(0, key, self._read(key[2])) for key in keys]
                 for segment in range(1, len(self.segments)):
                     images = [
                         self._transform(segment, key, image, images[:place] + images[place + 1 :])
                         for place, (key, image) in enumerate(zip(keys, images, strict=True))
                     ]
-            return [(self._checked(image, index), index) for image, (_, _, index) in zip(images, keys, strict=True)]
+            indices = [index for _, _, index in keys]
+            rows = [self._checked(*item).permute(1, 2, 0) for item in zip(images, indices, strict=True)]
+            batch: Tensor = default_collate(rows)  # in a loader process this is memory that is shared with training
+            return batch.permute(0, 3, 1, 2), torch.tensor(indices)
         except ReidError as error:  # an exception would cross processes as a stack trace in a text
             return error
+
+    def _read(self, index: int) -> Tensor:
+        """Return an image as it comes to the first random transform, from the cache if that has it."""
+        kept = self.cache.get(self.rows[index]) if self.cache else None
+        if kept is not None:
+            return kept
+        image = read_image(self.samples[index])
+        for transform in self.fixed:
+            image = transform(image)
+        if self.cache:
+            self.cache.put(self.rows[index], image)
+        return image
 
     def _transform(self, segment: int, key: Key, image: Tensor, others: Sequence[Tensor] = ()) -> Tensor:
         epoch, position, _ = key
@@ -201,24 +228,53 @@ def _mixes(transform: Callable[..., Tensor]) -> bool:
     return getattr(transform, "mixes", False)
 
 
-def _collate(items: list[tuple[Tensor, int]] | ReidError) -> tuple[Tensor, Tensor] | ReidError:
-    if isinstance(items, ReidError):
-        return items
-    images, indices = zip(*items, strict=True)
-    return torch.stack(images), torch.tensor(indices)
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
-def _unwrap(item: tuple[Tensor, Tensor] | ReidError) -> tuple[Tensor, Tensor]:
-    if isinstance(item, ReidError):
-        raise copy.copy(item)  # an error that is held by a frame of its own traceback keeps the processes alive
-    return item
+def _items(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what a loader makes. Raises the errors that it made, and RunError when one of its processes was killed."""
+    try:
+        with _own_signals():
+            batches = iter(loader)
+        for item in batches:
+            if isinstance(item, ReidError):
+                raise copy.copy(item)  # one that is held by a frame of its own traceback keeps the processes alive
+            yield item
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise RunError(
+            "a process that reads images was killed, most likely because memory ran out; lower input.workers or "
+            "input.cache, or enlarge /dev/shm if it is small, as in a container; a training goes on with --resume"
+        ) from None
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Put the handler of ended processes back: a DataLoader's raises anywhere, also in the middle of a step.
+
+    The DataLoader also finds what has ended when it waits for it.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
 def _to_device(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
 
 
-def _yield_to_training(worker: int) -> None:
-    """Let a loader process take what training leaves: on a CPU, threads that wait for each other lose far more."""
+def _start_worker(worker: int) -> None:
+    """Let a loader process take what training leaves: on a CPU, threads that wait for each other lose far more.
+
+    Ctrl-C is for the training, which may want more batches before it stops.
+    """
     if hasattr(os, "nice"):
         os.nice(19)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

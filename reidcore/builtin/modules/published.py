@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from PIL import Image
 
 from reidcore.builtin.modules.datasets import numbers, read_folder, require_folder
-from reidcore.errors import DataError
+from reidcore.errors import DataError, first_of
 from reidcore.types import UNKNOWN, Sample, Splits
 
 _MARKET = re.compile(r"(-?\d+)_c(\d)s\d+_.*")
@@ -50,7 +50,7 @@ def read_lines(file: Path, pattern: str, expected: str, skip: int = 0) -> list[r
         elif line.strip():
             faults.append(f"{file}:{number}: found '{line.strip()}'; expected {expected}")
     if faults:
-        raise DataError("\n".join([*faults[:20], *([f"and {len(faults) - 20} more"] if len(faults) > 20 else [])]))
+        raise DataError(first_of(faults))
     return found
 
 

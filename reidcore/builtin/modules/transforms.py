@@ -20,6 +20,7 @@ class Resize:
     """Resize to (height, width), antialiased."""
 
     resizes = True
+    random = False
 
     def __init__(self, height: int, width: int, interpolation: Literal["bicubic", "bilinear"] = "bicubic") -> None:
         self.size = [height, width]
@@ -56,16 +57,21 @@ class PadCrop:
 
     def __call__(self, image: Tensor) -> Tensor:
         """(3, H, W) -> (3, height, width). Raises DataError when even the padded image is smaller."""
-        padded: Tensor = F.pad(image, [self.padding] * 4, fill=self.fill)
-        if padded.shape[1] < self.height or padded.shape[2] < self.width:
+        height, width = (size + 2 * self.padding for size in image.shape[1:])
+        if height < self.height or width < self.width:
             found = f"{image.shape[1]}x{image.shape[2]}"
             raise DataError(
                 f"transform: pad-crop got an image of {found} pixels, too small to crop {self.height}x{self.width} "
                 "from; place 'resize' before it"
             )
-        top = _integer(padded.shape[1] - self.height + 1)
-        left = _integer(padded.shape[2] - self.width + 1)
-        return padded[:, top : top + self.height, left : left + self.width]
+        # where the image begins and ends, seen from the crop
+        top = self.padding - _integer(height - self.height + 1)
+        left = self.padding - _integer(width - self.width + 1)
+        bottom, right = image.shape[1] + top, image.shape[2] + left
+        crop = image.new_full((self.height, self.width, 3), self.fill)  # a few times as fast as padding it all
+        seen = image[:, max(0, -top) : max(0, self.height - top), max(0, -left) : max(0, self.width - left)]
+        crop[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = seen.permute(1, 2, 0)
+        return crop.permute(2, 0, 1)
 
 
 class RandomResizedCrop:
