@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -417,11 +417,8 @@ class _Side:
     transforms: Sequence[Callable[[torch.Tensor], torch.Tensor]] = field(eq=False)
 
 
-class Progress(Protocol):
-    """What is told how far work is."""
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Take what is being done, how much of it is done, and of how much (0: not known)."""
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and of how much (0: not known)."""
 
 
 @frozen(eq=False)
@@ -456,11 +453,15 @@ class Evaluator:
                 protocol=test.protocol,
                 intervals=True,
                 device=self.device,
-                done=partial(self.progress, f"{test.label}: ranked queries", total=len(query)),
+                done=self.counting(f"{test.label}: ranked queries", len(query)),
             )
             results[test.label] = evolve(result, chosen=chosen)
             del query, gallery  # before others are extracted
         return of_main(results, self.world)
+
+    def counting(self, what: str, total: int) -> Callable[[int], None]:
+        """Return what passes on to `progress` how much of some work is done."""
+        return lambda done: self.progress(what, done, total)
 
     def features(
         self, model: nn.Module, tests: Sequence[Test], holdout: Test | None = None

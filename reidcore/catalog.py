@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from difflib import get_close_matches
+from email.message import Message
 from functools import cache, partial
-from importlib.metadata import EntryPoint, PackageMetadata, distributions
+from importlib.metadata import Distribution, EntryPoint, PackageMetadata, distributions
 from pathlib import Path
 from types import ModuleType, NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -165,6 +166,14 @@ def _core() -> Plugin:
     return plugin
 
 
+def _metadata(distribution: Distribution) -> PackageMetadata:
+    """Return what a package says of itself: nothing where it is damaged, at which the backport of importlib raises."""
+    try:
+        return distribution.metadata
+    except OSError:
+        return Message()  # type: ignore[return-value]
+
+
 def _installed() -> list[Plugin]:
     wanted = os.environ.get(SELECTION)
     names = None if wanted is None else {name.strip() for name in wanted.split(",")} - {""}
@@ -172,7 +181,7 @@ def _installed() -> list[Plugin]:
     for distribution in distributions():
         for entry in distribution.entry_points:
             if entry.group == GROUP:  # an editable install beside a wheel shows the same entry twice
-                metadata = distribution.metadata  # each look at it reads the file
+                metadata = _metadata(distribution)  # each look at it reads the file
                 found.setdefault((entry.name, metadata["Name"] or "unknown"), (entry, metadata))
     plugins = []
     for (name, origin), (entry, metadata) in sorted(found.items(), key=lambda item: item[0]):

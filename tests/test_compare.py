@@ -88,7 +88,7 @@ def test_what_cannot_be_compared_is_refused(runs, reidcore, tmp_path):
 def test_features_are_extracted_once(runs, reidcore, monkeypatch):
     run = runs[0]
     assert len(list((run / "features").iterdir())) == 2
-    monkeypatch.setattr("reidcore.assemble.extract", None)  # which would fail
+    monkeypatch.setattr("reidcore.assemble.extract_whole", None)  # which would fail
     before = (run / "evaluation.safetensors").read_bytes()
     more = ["--set", "evaluation.distance=euclidean", "--set", 'test.0.postprocess=[{name="query-expansion"}]']
     status, out, err = reidcore("evaluate", run, *more, "--intervals")

@@ -288,7 +288,7 @@ def test_a_checkpoint_of_another_model_is_an_error(make, tmp_path):
 
 
 def test_an_image_that_goes_missing_stops_the_run_with_a_checkpoint(make, toy_folder):
-    run = make(*FLAT, "training.epochs=2")
+    run = make(*FLAT, "training.epochs=2", "input.cache=0")
     run.loggers[0].hear = lambda event: (
         event["kind"] == "epoch" and [file.unlink() for file in (toy_folder / "train").glob("0003*")]
     )

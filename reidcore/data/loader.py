@@ -241,8 +241,9 @@ def _items(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
             if isinstance(item, ReidError):
                 raise copy.copy(item)  # one that is held by a frame of its own traceback keeps the processes alive
             yield item
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # killed while it waited, or while it handed a batch over
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
             raise
         raise RunError(
             "a process that reads images was killed, most likely because memory ran out; lower input.workers or "

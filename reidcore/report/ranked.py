@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ class Ranked:
             postprocess=test.postprocess,
             protocol=test.protocol,
             device=evaluator.device,
-            done=partial(evaluator.progress, f"{test.label}: rank lists", total=len(query)),
+            done=evaluator.counting(f"{test.label}: rank lists", len(query)),
         )
         # where a protocol draws at random, queries and gallery come from both
         both = {sample.name: sample for sample in (*test.splits.gallery, *test.splits.query)}

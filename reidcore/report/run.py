@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,7 @@ def make_pictures(evaluator: Evaluator) -> Pictures:
 
 def encode(pictures: Pictures, evaluator: Evaluator) -> list[str]:
     """Return the pictures, and tell how far it is."""
-    return pictures.encode(lambda count: evaluator.progress("pictures", count, len(pictures.samples)))
+    return pictures.encode(evaluator.counting("pictures", len(pictures.samples)))
 
 
 def unreadable(images: Sequence[str]) -> list[str]:
@@ -146,7 +145,7 @@ def judged(test: Test, query: Features, gallery: Features, evaluator: Evaluator)
             metrics=(CumulativeMatching(range(1, RANKS + 1)), *metrics),
             protocol=test.protocol,
             device=evaluator.device,
-            done=partial(evaluator.progress, f"{test.label}: ranked queries", total=len(query)),
+            done=evaluator.counting(f"{test.label}: ranked queries", len(query)),
         )
 
     try:
