@@ -99,7 +99,7 @@ def test_core(environment: Environment) -> None:
         recipe = f'requires = ["{plugin.name}"]\n[[train]]\nname = "synthetic"\n'
         said = environment.refused(recipe)
         assert f"to install: pip install '{plugin.name}'" in said, said
-    for name in ("tests", "examples", "docs"):
+    for name in ("tests", "examples", "docs", "README.md"):
         copy(ROOT / name, environment.work / name)
     environment.python(*PYTEST, "tests")
 
