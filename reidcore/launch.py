@@ -8,8 +8,6 @@ import signal
 from collections.abc import Sequence
 
 import torch
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from reidcore.errors import RunError
 
@@ -20,6 +18,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     What goes wrong is said by the process in which it does. Raises RunError for a number below 1, and where a process
     ended without a word.
     """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
     if processes < 1:

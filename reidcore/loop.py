@@ -597,8 +597,10 @@ def _restore(run: Run) -> Mapping[str, Any]:
                 slots[name] = torch.empty_like(parameter).copy_(value)
     run.epoch, run.batches_done, run.step = state["progress"]
     run.best, run.best_epoch = state["best"]
-    if run.world.rank < len(state["random"]):  # there may have been fewer processes
-        set_random_state(state["random"][run.world.rank], run.device)
+    random = state["random"]
+    of_each = [random] if isinstance(random, Mapping) else random  # until runs had several processes it was one
+    if run.world.rank < len(of_each):  # there may have been fewer processes
+        set_random_state(of_each[run.world.rank], run.device)
     if run.epoch > run.options.epochs:
         raise RunError(f"{found[-1]} is of epoch {run.epoch}; training.epochs = {run.options.epochs} is less")
     parts: Mapping[str, Any] = state["parts"]

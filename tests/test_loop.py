@@ -11,6 +11,7 @@ from torch import nn
 from reidcore import Component, option
 from reidcore.assemble import assemble, read_data
 from reidcore.catalog import Catalog
+from reidcore.checkpoint import load_state, save_state
 from reidcore.errors import DataError, RunError
 from reidcore.loop import checkpoints, fit
 from reidcore.recipe import load_recipe
@@ -279,6 +280,19 @@ def test_a_lower_rate_counts_after_resuming(make, tmp_path):
     fit(second, resume=True)
     assert second.step == 2 * first.step
     assert {event["lr"] for event in events(second, "step")} == {0.01}
+
+
+def test_a_checkpoint_with_one_random_state_as_they_once_had_is_gone_on_with(make, tmp_path):
+    folder = tmp_path / "run"
+    fit(make(*FLAT, "training.epochs=1", folder=folder))
+    (file,) = checkpoints(folder)
+    state = load_state(file)
+    save_state(file, {**state, "random": state["random"][0]})
+    older = make(*FLAT, "training.epochs=2", folder=folder)
+    fit(older, resume=True)
+    expected = make(*FLAT, "training.epochs=2")
+    fit(expected)
+    assert torch.equal(weights(older.model), weights(expected.model))
 
 
 def test_a_checkpoint_of_another_model_is_an_error(make, tmp_path):

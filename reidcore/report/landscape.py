@@ -14,9 +14,8 @@ MOST = 1000
 
 
 def chosen_images(identities: NDArray[np.int64], most: int = MOST, seed: int = 0) -> NDArray[np.int64]:
-    """Return numbers of up to `most` images, ascending: whole identities, drawn at random.
-
-    Those of unknown identity are left out. An identity that has more images than there is room for gives some.
+    """Return numbers of up to `most` images, ascending: all those of identities that are drawn at random, of the
+    last one as many as there is room for. Images of unknown identity are left out.
     """
     random = np.random.default_rng(seed)
     chosen: list[NDArray[np.int64]] = []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from reidcore.errors import RunError, os_message
 
 COLOURS = ("#3566b0", "#d1495b", "#2a9d8f", "#e0a100", "#7a4fa3", "#6b7280", "#c2703d", "#0f766e")
-"""They can be told apart on white and on black, and by people who are colour-blind."""
+"""They can be read on white and on black."""
 
 _DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 
