@@ -284,13 +284,13 @@ def test_a_lower_rate_counts_after_resuming(make, tmp_path):
 
 def test_a_checkpoint_with_one_random_state_as_they_once_had_is_gone_on_with(make, tmp_path):
     folder = tmp_path / "run"
-    fit(make(*FLAT, "training.epochs=1", folder=folder))
+    fit(make(*FLAT, *FLAT_RATE, "training.epochs=1", folder=folder))
     (file,) = checkpoints(folder)
     state = load_state(file)
     save_state(file, {**state, "random": state["random"][0]})
-    older = make(*FLAT, "training.epochs=2", folder=folder)
+    older = make(*FLAT, *FLAT_RATE, "training.epochs=2", folder=folder)
     fit(older, resume=True)
-    expected = make(*FLAT, "training.epochs=2")
+    expected = make(*FLAT, *FLAT_RATE, "training.epochs=2")
     fit(expected)
     assert torch.equal(weights(older.model), weights(expected.model))
 
