@@ -38,7 +38,7 @@ from reidcore.assemble import (
 )
 from reidcore.builtin.modules.transforms import Resize
 from reidcore.catalog import Catalog, discover
-from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, save_tensors
+from reidcore.checkpoint import WEIGHTS, find_init, load_fitting, save_tensors, write_text
 from reidcore.data import read_image
 from reidcore.distributed import joined, restarted, wait
 from reidcore.errors import ContractError, DataError, RecipeError, ReidError, RunError, offer, os_message
@@ -212,7 +212,8 @@ def _train(loaded: Loaded, data: Data, folder: Path, terminal: Terminal, resume:
         failed.append(f"the run is finished; to export it again: reidcore export {folder} --to NAME")
     if recipe.run.report:
         try:
-            page = write_report(folder, evolve(keeping, world=ALONE), model, data.tests, data.holdout)
+            opened = Opened(evolve(keeping, world=ALONE), model, data.tests, data.holdout)
+            page = write_report(folder, opened)
             terminal.note(f"report: {page}")
         except ReidError as error:
             failed += [str(error), f"the run is finished; to write its report: reidcore report {folder}"]
@@ -228,7 +229,7 @@ def _make_folder(loaded: Loaded, folder: Path, terminal: Terminal) -> list[Logge
     except OSError as error:
         raise RunError(os_message(error, "make the run folder", folder)) from None
     begun = (folder / RECIPE).exists()
-    _write(folder / RECIPE, fill(loaded, versions(loaded)))
+    write_text(folder / RECIPE, fill(loaded, versions(loaded)))
     loggers: list[Logger] = [JsonLines(folder / "log.jsonl"), terminal]
     try:
         loggers += [part.build(folder) for part in loaded.recipe.logger]
@@ -401,16 +402,8 @@ def report_run(
     if unknown := [label for label in tests if label not in labels]:
         raise RunError(f"{folder} has no test '{unknown[0]}'; {offer(unknown[0], labels)}")
     evaluator = evolve(_keeping(make_evaluator(loaded.recipe, folder), loaded, folder), progress=progress)
-    return write_report(
-        folder,
-        evaluator,
-        model.to(evaluator.device),
-        found,
-        holdout,
-        labels=tests or labels,
-        queries=queries,
-        notes=notes,
-    )
+    opened = Opened(evaluator, model.to(evaluator.device), found, holdout)
+    return write_report(folder, opened, labels=tests or labels, queries=queries, notes=notes)
 
 
 def report_comparison(
@@ -691,17 +684,7 @@ def _read_metrics(file: Path) -> dict[str, dict[str, float]]:
 
 
 def _write_metrics(file: Path, results: Mapping[str, Result]) -> None:
-    _write(file, json.dumps({label: dict(result) for label, result in results.items()}, indent=2) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a file so that it is at every moment either its old self or complete."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise RunError(os_message(error, "write", file)) from None
+    write_text(file, json.dumps({label: dict(result) for label, result in results.items()}, indent=2) + "\n")
 
 
 @contextmanager

@@ -445,19 +445,21 @@ class Evaluator:
         results: dict[str, Result] = {}
         for test, query, gallery, chosen in self.features(model, tests, holdout):
             result = evaluate(
-                query,
-                gallery,
-                distance=self.options.distance,
-                postprocess=test.postprocess,
-                metrics=self.metrics,
-                protocol=test.protocol,
-                intervals=True,
-                device=self.device,
-                done=self.counting(f"{test.label}: ranked queries", len(query)),
+                query, gallery, metrics=self.metrics, intervals=True, **self.terms(test, "ranked queries", query)
             )
             results[test.label] = evolve(result, chosen=chosen)
             del query, gallery  # before others are extracted
         return of_main(results, self.world)
+
+    def terms(self, test: Test, what: str, query: Features) -> dict[str, Any]:
+        """Return how a test's queries are ranked, and who is told how far it is: arguments of `evaluate` and others."""
+        return {
+            "distance": self.options.distance,
+            "postprocess": test.postprocess,
+            "protocol": test.protocol,
+            "device": self.device,
+            "done": self.counting(f"{test.label}: {what}", len(query)),
+        }
 
     def counting(self, what: str, total: int) -> Callable[[int], None]:
         """Return what passes on to `progress` how much of some work is done."""

@@ -42,6 +42,18 @@ def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         raise RunError(f"cannot write {file}: {error}; what was saved before is kept") from None
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write a text, so that `file` is at every moment either its old self or complete. Raises RunError if it cannot."""
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8", errors="replace")  # a file's name may be no text
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(os_message(error, "write", file)) from None
+
+
 def load_tensors(file: Path) -> dict[str, Tensor]:
     """Read the tensors of a file. Raises RunError when it is not one of these files or is damaged."""
     return _load(file)[0]

@@ -13,8 +13,8 @@ from torch import Tensor
 from reidcore import __version__, fastreid, zoo
 from reidcore.builtin.modules.osnet import renamed as renamed_osnet
 from reidcore.builtin.modules.vit import adapt as adapt_vit
-from reidcore.checkpoint import WEIGHTS, save_tensors
-from reidcore.errors import RunError, os_message
+from reidcore.checkpoint import WEIGHTS, save_tensors, write_text
+from reidcore.errors import RunError
 from reidcore.fastreid_config import read_config, to_recipe
 from reidcore.networks import RECIPE, build_model, unweighted
 from reidcore.recipe import Loaded, fill, load_recipe
@@ -70,10 +70,7 @@ class Request:
         apart = {key: value.clone() for key, value in state.items()}  # tensors in a file may be one
         save_tensors(self.folder / WEIGHTS, apart, {"classes": classes})
         origin = {"reidcore": __version__, "imported from": f"{program}, {self.file.name}"}
-        try:
-            (self.folder / RECIPE).write_text(fill(loaded, origin), encoding="utf-8")
-        except OSError as error:
-            raise RunError(os_message(error, "write", self.folder / RECIPE)) from None
+        write_text(self.folder / RECIPE, fill(loaded, origin))
         return f"{self.folder}: {network} {f'with {classes} classes' if classes else 'without a classifier'}"
 
 

@@ -137,15 +137,7 @@ class Terminal:
         )
         if self.live:
             if self.progress is None:
-                self.progress = Progress(
-                    TextColumn("{task.description}"),
-                    BarColumn(),
-                    MofNCompleteColumn(),
-                    TextColumn("{task.fields[text]}"),
-                    console=self.console,
-                    transient=True,
-                )
-                self.progress.start()
+                self.progress = _start_progress(self.console)
                 self.bar = self.progress.add_task("training", total=event["steps"], text="")
             assert self.bar is not None
             self.progress.update(self.bar, completed=event["step"], text=text, description=f"epoch {event['epoch']}")
@@ -190,14 +182,7 @@ class Bar:
         elif self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=done, text=left)
         elif not total or now - self.started > PATIENCE_SECONDS:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-            )
-            self.progress = Progress(*columns, console=self.console, transient=True)
-            self.progress.start()
+            self.progress = _start_progress(self.console)
             self.progress.add_task(what, total=total or None, completed=done, text=left)
 
     def close(self) -> None:
@@ -206,6 +191,13 @@ class Bar:
             self.progress.stop()
             self.progress = None
         self.what = ""
+
+
+def _start_progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+    progress = Progress(*columns, console=console, transient=True)
+    progress.start()
+    return progress
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """What several test files use: texts as files, image folders in miniature, the command line in this process."""
 
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,3 +43,18 @@ def toy_folder(tmp_path: Path) -> Path:
 def toy_recipe(toy_folder: Path) -> Path:
     """Return a recipe that trains on the toy folder in a second or two."""
     return tiny_recipe(toy_folder.parent)
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which torch keeps downloaded weights: empty, and on a machine without a network."""
+
+    import torch
+
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch home"))
+    monkeypatch.setattr(torch.hub, "urlopen", no_network)
+    return tmp_path / "torch home" / "hub" / "checkpoints"

@@ -20,7 +20,7 @@ from reidcore.report.attention import overlay, similarity_maps, similarity_share
 from reidcore.report.curves import POINTS, read_log, training_plots
 from reidcore.report.landscape import chosen_images, places
 from reidcore.report.pictures import Pictures
-from reidcore.report.plots import Bars, Line, Plot, cumulative, overlaid
+from reidcore.report.plots import Line, Plot, cumulative, histogram, overlaid
 from reidcore.report.run import curves_of, judged
 from reidcore.retrieval.evaluation import evaluate
 from reidcore.retrieval.roc import Curve
@@ -260,7 +260,8 @@ def test_plotly_takes_the_figures_and_matplotlib_draws_them(tmp_path):
 
 
 def test_a_histogram_is_drawn_in_steps():
-    trace = Plot("h", "h", "x", "y", [Bars("b", np.array([0.0, 1, 3]), np.array([0.25, 0.75]))]).plotly()["data"][0]
+    bars = histogram("b", np.array([0.0, 1, 3]), np.array([0.25, 0.75]), "solid", 0)
+    trace = Plot("h", "h", "x", "y", [bars]).plotly()["data"][0]
     assert trace["x"] == [0, 0, 1, 1, 3, 3] and trace["y"] == [0, 0.25, 0.25, 0.375, 0.375, 0]
     line = Plot("l", "l", "x", "y", [Line("c", np.array([1.0, 2]), np.array([np.nan, 1 / 3]))]).plotly()["data"][0]
     assert line["y"] == [None, 0.333333]

@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import pickle
 import shutil
-import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,19 +30,6 @@ def weights18() -> dict[str, Tensor]:
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 nn.init.uniform_(tensor, 0.5, 1.0)  # type: ignore[arg-type]
     return model.state_dict()
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which torch keeps downloaded weights: empty, and on a machine without a network."""
-
-    def no_network(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch home"))
-    monkeypatch.setattr(torch.hub, "urlopen", no_network)
-    return tmp_path / "torch home" / "hub" / "checkpoints"
 
 
 def network() -> ResNet:

@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from attrs import frozen
 
-from reidcore.assemble import Evaluator, Test
-from reidcore.model import Model
 from reidcore.report.page import write_page
 from reidcore.report.pictures import Pictures
 from reidcore.report.plots import draw
-from reidcore.report.ranked import Ranked, figures
+from reidcore.report.ranked import Opened, Ranked, figures
 from reidcore.report.run import curves_of, encode, judged, make_pictures, unreadable
 from reidcore.retrieval.evaluation import Result
 from reidcore.retrieval.protocol import VERIFICATION
@@ -23,16 +20,6 @@ if TYPE_CHECKING:
     from reidcore.api import Comparison
 
 _CHANGED = 60
-
-
-@frozen(eq=False)
-class Opened:
-    """A finished run, opened to be looked at."""
-
-    evaluator: Evaluator
-    model: Model
-    tests: Sequence[Test]
-    holdout: Test | None = None
 
 
 def write_comparison(
@@ -57,7 +44,7 @@ def write_comparison(
             else:
                 places |= {test: (label, test) for test in comparison.results}
         wanted = [test for test in item.tests if test.label in places]
-        for test, query, gallery, _ in item.evaluator.features(item.model, wanted, item.holdout):
+        for test, query, gallery, _ in item.features(wanted):
             label, name = places[test.label]
             ranked = None if test.protocol == VERIFICATION else Ranked.of(test, query, gallery, item.evaluator)
             found[label][name] = judged(test, query, gallery, item.evaluator), ranked

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from reidcore.errors import RunError, os_message
+from reidcore.checkpoint import write_text
 
 
 def write_page(file: Path, data: Mapping[str, Any]) -> Path:
@@ -24,11 +24,5 @@ def write_page(file: Path, data: Mapping[str, Any]) -> Path:
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     parts = {"title": escape(data["title"]), "style": style, "plotly": get_plotlyjs(), "data": text, "script": script}
     page = re.sub(r"@(\w+)@", lambda mark: parts[mark[1]], template)
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(file)
-    except OSError as error:
-        raise RunError(os_message(error, "write", file)) from None
+    write_text(file, page)
     return file

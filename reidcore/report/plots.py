@@ -21,24 +21,22 @@ _DASHES = {"solid": "-", "dash": "--", "dot": ":"}
 
 @frozen(eq=False)
 class Line:
-    """A curve: x and y, (P,)."""
+    """A curve: x and y, (P,). colour: a number, by its place when absent; filled: whether it is shaded below."""
 
     name: str
     x: NDArray[Any]
     y: NDArray[Any]
     dash: Literal["solid", "dash", "dot"] = "solid"
     colour: int | None = None
+    filled: bool = False
 
 
-@frozen(eq=False)
-class Bars:
-    """A histogram: (B + 1,) edges, and (B,) shares that are drawn as densities, so that widths of bars play no role."""
-
-    name: str
-    edges: NDArray[Any]
-    shares: NDArray[Any]
-    dash: Literal["solid", "dash", "dot"] = "solid"
-    colour: int | None = None
+def histogram(
+    name: str, edges: NDArray[Any], shares: NDArray[Any], dash: Literal["solid", "dash", "dot"], colour: int
+) -> Line:
+    """Return the outline of a histogram with (B + 1,) edges and (B,) shares, as densities: widths play no role."""
+    heights = np.concatenate([[0], np.repeat(shares / np.diff(edges), 2), [0]])
+    return Line(name, np.repeat(edges, 2), heights, dash, colour, filled=True)
 
 
 @frozen(eq=False)
@@ -50,7 +48,7 @@ class Plot:
     title: str
     x: str
     y: str
-    items: Sequence[Line | Bars]
+    items: Sequence[Line]
     percent: str = ""
     log: str = ""
     x_range: tuple[float, float] | None = None
@@ -62,14 +60,10 @@ class Plot:
         traces: list[dict[str, Any]] = []
         for number, item in enumerate(self.items):
             colour = _colour(item, number)
-            line = {"color": colour, "dash": item.dash, "width": 2}
-            if isinstance(item, Line):
-                traces.append({"type": "scatter", "mode": "lines", "name": item.name, "line": line})
-                traces[-1] |= {"x": _numbers(item.x), "y": _numbers(item.y)}
-            else:
-                x, y = _steps(item)
-                traces.append({"type": "scatter", "mode": "lines", "fill": "tozeroy", "name": item.name, "line": line})
-                traces[-1] |= {"x": _numbers(x), "y": _numbers(y), "fillcolor": f"{colour}33"}
+            trace: dict[str, Any] = {"type": "scatter", "mode": "lines", "name": item.name}
+            trace |= {"x": _numbers(item.x), "y": _numbers(item.y)}
+            trace["line"] = {"color": colour, "dash": item.dash, "width": 2}
+            traces.append(trace | ({"fill": "tozeroy", "fillcolor": f"{colour}33"} if item.filled else {}))
         layout: dict[str, Any] = {}
         for axis, label, limits in (("x", self.x, self.x_range), ("y", self.y, self.y_range)):
             log = axis in self.log
@@ -91,13 +85,10 @@ class Plot:
         figure = Figure(figsize=(4.5, 3.2), dpi=300, layout="constrained")
         axes = figure.add_subplot()
         for number, item in enumerate(self.items):
-            colour, style = _colour(item, number), _DASHES[item.dash]
-            if isinstance(item, Line):
-                axes.plot(item.x, item.y, style, color=colour, label=item.name, linewidth=1.5)
-            else:
-                x, y = _steps(item)
-                axes.fill_between(x, y, color=colour, alpha=0.2, linewidth=0)
-                axes.plot(x, y, style, color=colour, label=item.name, linewidth=1.2)
+            colour = _colour(item, number)
+            axes.plot(item.x, item.y, _DASHES[item.dash], color=colour, label=item.name, linewidth=1.4)
+            if item.filled:
+                axes.fill_between(item.x, item.y, color=colour, alpha=0.2, linewidth=0)
         for axis, label, limits in (("x", self.x, self.x_range), ("y", self.y, self.y_range)):
             getattr(axes, f"set_{axis}label")(label)
             if axis in self.log:
@@ -124,13 +115,8 @@ def draw(plots: Sequence[Plot], folder: Path, label: str) -> None:
         plot.draw(folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', label)}-{plot.name}.png")
 
 
-def _colour(item: Line | Bars, number: int) -> str:
+def _colour(item: Line, number: int) -> str:
     return COLOURS[(number if item.colour is None else item.colour) % len(COLOURS)]
-
-
-def _steps(bars: Bars) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the outline of a histogram."""
-    return np.repeat(bars.edges, 2), np.concatenate([[0], np.repeat(bars.shares / np.diff(bars.edges), 2), [0]])
 
 
 def _numbers(values: NDArray[Any]) -> list[float | None]:
@@ -179,13 +165,14 @@ def overlaid(
             )
         )
         several = len(rocs) > 1
-        bars: list[Line | Bars] = []
+        bars = []
         for number, (name, roc) in enumerate(rocs.items()):
             dash: Any = ("solid", "dash", "dot")[number % 3]
             for colour, side in enumerate(("genuine", "impostor")):
                 text = {"genuine": "same identity", "impostor": "different identities"}[side]
                 colour += 2 * (number // 3)  # after three runs other colours
-                bars.append(Bars(f"{name}, {text}" if several else text, roc["edges"], roc[side], dash, colour))
+                label = f"{name}, {text}" if several else text
+                bars.append(histogram(label, roc["edges"], roc[side], dash, colour))
         plots.append(
             Plot(
                 "distances",

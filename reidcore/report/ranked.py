@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from reidcore.assemble import Evaluator, Test
+from reidcore.model import Model
 from reidcore.report.pictures import Pictures
 from reidcore.retrieval.evaluation import Result
 from reidcore.retrieval.lists import HardPairs, Rankings, RankList
@@ -22,6 +23,20 @@ MISSED = 5
 """Matches that come later, and are shown with their places."""
 
 _CONFUSIONS = 40
+
+
+@frozen(eq=False)
+class Opened:
+    """A finished run, opened to be looked at; holdout: what its post-processors choose on, if they do."""
+
+    evaluator: Evaluator
+    model: Model
+    tests: Sequence[Test]
+    holdout: Test | None = None
+
+    def features(self, tests: Sequence[Test]) -> Iterator[tuple[Test, Features, Features, Mapping[str, float]]]:
+        """Yield some of its tests as `Evaluator.features` does."""
+        return self.evaluator.features(self.model, tests, self.holdout)
 
 
 def figures(result: Result) -> list[dict[str, Any]]:
@@ -53,15 +68,7 @@ class Ranked:
     @classmethod
     def of(cls, test: Test, query: Features, gallery: Features, evaluator: Evaluator) -> Ranked:
         """Rank the gallery for every query, as the test is judged."""
-        rankings = Rankings.of(
-            query,
-            gallery,
-            distance=evaluator.options.distance,
-            postprocess=test.postprocess,
-            protocol=test.protocol,
-            device=evaluator.device,
-            done=evaluator.counting(f"{test.label}: rank lists", len(query)),
-        )
+        rankings = Rankings.of(query, gallery, **evaluator.terms(test, "rank lists", query))
         # where a protocol draws at random, queries and gallery come from both
         both = {sample.name: sample for sample in (*test.splits.gallery, *test.splits.query)}
         return cls(rankings, both)

@@ -26,7 +26,7 @@ from reidcore.report.landscape import chosen_images, places
 from reidcore.report.page import write_page
 from reidcore.report.pictures import Pictures, data_url
 from reidcore.report.plots import Plot, cumulative, draw, overlaid
-from reidcore.report.ranked import Ranked, figures, hard_pairs
+from reidcore.report.ranked import Opened, Ranked, figures, hard_pairs
 from reidcore.reporting import describe_chosen, duration
 from reidcore.results import FILE as RESULTS
 from reidcore.results import load_results
@@ -50,10 +50,7 @@ _TILE = 144  # pixels of a picture's longer side
 
 def write_report(
     folder: Path,
-    evaluator: Evaluator,
-    model: Model,
-    tests: Sequence[Test],
-    holdout: Test | None = None,
+    run: Opened,
     *,
     labels: Sequence[str] | None = None,
     queries: int = QUERIES,
@@ -69,14 +66,15 @@ def write_report(
     kept = load_results(folder) if (folder / RESULTS).is_file() else {}
     if labels is not None:
         kept = {label: result for label, result in kept.items() if label in labels}
-        tests = [test for test in tests if test.label in labels]
+    evaluator, model = run.evaluator, run.model
+    tests = [test for test in run.tests if labels is None or test.label in labels]
     notes = list(notes)
     events = read_log(folder)
     pictures = make_pictures(evaluator)
     training = training_plots(events)
     drawn: dict[str, Sequence[Plot]] = {"training": training}
     sections = []
-    for test, query, gallery, chosen in evaluator.features(model, tests, holdout):
+    for test, query, gallery, chosen in run.features(tests):
         curves = judged(test, query, gallery, evaluator)
         result = kept.get(test.label, curves)
         if result.question != curves.question:
@@ -137,16 +135,8 @@ def judged(test: Test, query: Features, gallery: Features, evaluator: Evaluator)
     """Return a test's figures, those by rank up to `RANKS`, and what the curves are made of."""
 
     def result(*metrics: Any) -> Result:
-        return evaluate(
-            query,
-            gallery,
-            distance=evaluator.options.distance,
-            postprocess=test.postprocess,
-            metrics=(CumulativeMatching(range(1, RANKS + 1)), *metrics),
-            protocol=test.protocol,
-            device=evaluator.device,
-            done=evaluator.counting(f"{test.label}: ranked queries", len(query)),
-        )
+        metrics = (CumulativeMatching(range(1, RANKS + 1)), *metrics)
+        return evaluate(query, gallery, metrics=metrics, **evaluator.terms(test, "ranked queries", query))
 
     try:
         return result(MeanAveragePrecision(), ReceiverOperatingCharacteristic())
